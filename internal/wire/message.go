@@ -1,0 +1,193 @@
+package wire
+
+import (
+	"io/fs"
+	"strings"
+
+	"spillway/internal/tcpstate"
+)
+
+// Message is the payload of a frame. The types below are all there are.
+type Message interface {
+	Type() Type
+	appendTo(b []byte) []byte
+}
+
+// FileRef names a file on the host and says what the guest believes of it: a host that finds anything else refuses (Changed).
+type FileRef struct {
+	Share string
+	Path  string // fs.ValidPath
+	Size  int64  // bytes
+	MTime int64  // ns since 1970, as stat(2) gives it
+}
+
+// Session messages.
+type (
+	// Greet opens the channel from the guest's side.
+	Greet struct{ Version uint16 }
+	// Hello offers a session.
+	Hello struct {
+		Version   uint16
+		Window    uint32 // bytes of DATA that each side may send on a lease before the first CREDIT
+		MaxLeases uint32
+	}
+	// Ready accepts a session.
+	Ready struct{ Version uint16 }
+	// Ping asks for a Pong with the same Token.
+	Ping struct{ Token uint64 }
+	// Pong answers a Ping.
+	Pong struct{ Token uint64 }
+	// Drain announces that the daemon stops.
+	Drain struct{}
+)
+
+// File messages.
+type (
+	// Stat asks for the attributes of a file.
+	Stat struct{ Share, Path string }
+	// Attr answers Stat.
+	Attr struct {
+		Reason Reason
+		Size   int64 // bytes
+		MTime  int64 // ns since 1970
+	}
+	// Read asks for a few bytes of a file.
+	Read struct {
+		File   FileRef
+		Offset int64
+		Count  uint32 // bytes, 1…MaxRead
+	}
+	// Bytes answers Read.
+	Bytes struct {
+		Reason Reason
+		Data   []byte
+	}
+)
+
+// Lease messages.
+type (
+	// Handover gives the host a frozen connection.
+	Handover struct{ State tcpstate.State }
+	// Granted accepts it.
+	Granted struct{}
+	// Refused declines it.
+	Refused struct{ Reason Reason }
+	// Data carries the client's bytes, or bytes for the client.
+	Data struct{ Data []byte }
+	// Credit allows more Data.
+	Credit struct{ Bytes uint32 }
+	// Send orders header bytes and a range of a file.
+	Send struct {
+		File   FileRef
+		Offset int64
+		Count  int64
+		Header []byte
+	}
+	// Sent reports the end of a Send.
+	Sent struct {
+		Reason Reason
+		Bytes  int64 // of the file
+	}
+	// End tells that no more bytes come in this direction.
+	End struct{}
+	// Close asks the host to close the connection.
+	Close struct{}
+	// Closed tells that the host has no socket for the connection any more.
+	Closed struct{ Reason Reason }
+	// Handback gives the connection back to the guest.
+	Handback struct {
+		State tcpstate.State
+		Sent  int64  // file bytes of the Send under way, the tail included; -1: none under way
+		Data  uint64 // all Data bytes that the host has taken from the guest on this lease
+		Tail  []byte // to be sent by the guest first
+	}
+	// Taken accepts a Handback.
+	Taken struct{}
+	// Keep declines a Handback.
+	Keep struct{ Reason Reason }
+	// Released ends a lease after Taken.
+	Released struct{}
+)
+
+// Magics, one for each direction and step, so that a search never takes one for the other.
+const (
+	magicGreet = "SPILLWAY GREET\r\n"
+	magicHello = "SPILLWAY HELLO\r\n"
+	magicReady = "SPILLWAY READY\r\n"
+)
+
+func (Greet) Type() Type    { return TypeGreet }
+func (Hello) Type() Type    { return TypeHello }
+func (Ready) Type() Type    { return TypeReady }
+func (Ping) Type() Type     { return TypePing }
+func (Pong) Type() Type     { return TypePong }
+func (Drain) Type() Type    { return TypeDrain }
+func (Stat) Type() Type     { return TypeStat }
+func (Attr) Type() Type     { return TypeAttr }
+func (Read) Type() Type     { return TypeRead }
+func (Bytes) Type() Type    { return TypeBytes }
+func (Handover) Type() Type { return TypeHandover }
+func (Granted) Type() Type  { return TypeGranted }
+func (Refused) Type() Type  { return TypeRefused }
+func (Data) Type() Type     { return TypeData }
+func (Credit) Type() Type   { return TypeCredit }
+func (Send) Type() Type     { return TypeSend }
+func (Sent) Type() Type     { return TypeSent }
+func (End) Type() Type      { return TypeEnd }
+func (Close) Type() Type    { return TypeClose }
+func (Closed) Type() Type   { return TypeClosed }
+func (Handback) Type() Type { return TypeHandback }
+func (Taken) Type() Type    { return TypeTaken }
+func (Keep) Type() Type     { return TypeKeep }
+func (Released) Type() Type { return TypeReleased }
+
+func (m Greet) appendTo(b []byte) []byte { return le.AppendUint16(append(b, magicGreet...), m.Version) }
+func (m Ready) appendTo(b []byte) []byte { return le.AppendUint16(append(b, magicReady...), m.Version) }
+func (m Hello) appendTo(b []byte) []byte {
+	b = le.AppendUint16(append(b, magicHello...), m.Version)
+	return le.AppendUint32(le.AppendUint32(b, m.Window), m.MaxLeases)
+}
+func (m Ping) appendTo(b []byte) []byte { return le.AppendUint64(b, m.Token) }
+func (m Pong) appendTo(b []byte) []byte { return le.AppendUint64(b, m.Token) }
+func (Drain) appendTo(b []byte) []byte  { return b }
+func (m Stat) appendTo(b []byte) []byte { return appendFile(b, m.Share, m.Path) }
+func (m Attr) appendTo(b []byte) []byte {
+	b = le.AppendUint16(b, uint16(m.Reason))
+	return appendInt64(appendInt64(b, m.Size), m.MTime)
+}
+func (m Read) appendTo(b []byte) []byte {
+	return le.AppendUint32(appendInt64(appendRef(b, m.File), m.Offset), m.Count)
+}
+func (m Bytes) appendTo(b []byte) []byte {
+	b = append(le.AppendUint16(b, uint16(m.Reason)), 0, 0)
+	return append(b, m.Data...)
+}
+func (m Handover) appendTo(b []byte) []byte { return appendState(b, &m.State) }
+func (Granted) appendTo(b []byte) []byte    { return b }
+func (m Refused) appendTo(b []byte) []byte  { return le.AppendUint16(b, uint16(m.Reason)) }
+func (m Data) appendTo(b []byte) []byte     { return append(b, m.Data...) }
+func (m Credit) appendTo(b []byte) []byte   { return le.AppendUint32(b, m.Bytes) }
+func (m Send) appendTo(b []byte) []byte {
+	b = appendInt64(appendInt64(appendRef(b, m.File), m.Offset), m.Count)
+	return append(b, m.Header...)
+}
+func (m Sent) appendTo(b []byte) []byte {
+	return appendInt64(append(le.AppendUint16(b, uint16(m.Reason)), 0, 0), m.Bytes)
+}
+func (End) appendTo(b []byte) []byte      { return b }
+func (Close) appendTo(b []byte) []byte    { return b }
+func (m Closed) appendTo(b []byte) []byte { return le.AppendUint16(b, uint16(m.Reason)) }
+func (m Handback) appendTo(b []byte) []byte {
+	return append(le.AppendUint64(appendInt64(appendState(b, &m.State), m.Sent), m.Data), m.Tail...)
+}
+func (Taken) appendTo(b []byte) []byte    { return b }
+func (m Keep) appendTo(b []byte) []byte   { return le.AppendUint16(b, uint16(m.Reason)) }
+func (Released) appendTo(b []byte) []byte { return b }
+
+// ValidShare reports whether s can name a share.
+func ValidShare(s string) bool { return len(s) > 0 && len(s) <= MaxShare }
+
+// ValidPath reports whether p can name a file beneath a share.
+func ValidPath(p string) bool {
+	return len(p) > 0 && len(p) <= MaxPath && p != "." && fs.ValidPath(p) && strings.IndexByte(p, 0) < 0
+}
