@@ -1,0 +1,138 @@
+package lease
+
+import (
+	"errors"
+	"fmt"
+
+	"spillway/internal/tcpstate"
+	"spillway/internal/wire"
+)
+
+// Guest is the guest's end of one connection, over its whole life: it may be leased many times.
+type Guest struct {
+	Socket GuestSocket
+
+	phase  Phase
+	parked bool // a handback failed half-way: our socket has no connection any more and cannot take one back
+}
+
+// Phase tells who owns the connection, as far as this end knows.
+func (g *Guest) Phase() Phase { return g.phase }
+
+// Handover freezes the connection, reads its state into st (the caller has set the addresses) and calls send, which must send HANDOVER and what
+// belongs behind it. drain is called in between, when no more input can arrive, to read what the client has already sent.
+// After an error the connection is local again and as it was (phase Local), unless it is broken (phase Gone). The error carries the wire.Reason.
+func (g *Guest) Handover(st *tcpstate.State, drain, send func() error) error {
+	if g.phase != Local || g.parked {
+		return ErrPhase
+	}
+	if err := g.Socket.Freeze(); err != nil {
+		return g.undo(err)
+	}
+	if err := drain(); err != nil {
+		return g.undo(err)
+	}
+	if err := g.Socket.Extract(st); err != nil {
+		return g.undo(err)
+	}
+	if err := send(); err != nil { // nothing has left: the host cannot know of it
+		return g.undo(err)
+	}
+	g.phase = Handing
+	return nil
+}
+
+// undo makes the connection local again after cause.
+func (g *Guest) undo(cause error) error {
+	if err := g.Socket.Thaw(); err != nil {
+		g.abort()
+		return errors.Join(cause, fmt.Errorf("the connection cannot go on: %w", err))
+	}
+	g.phase = Local
+	return cause
+}
+
+func (g *Guest) abort() {
+	g.phase = Gone
+	_ = g.Socket.Abort() // the close that follows is all that is left to do
+}
+
+// Granted is the event of GRANTED.
+func (g *Guest) Granted() error {
+	if g.phase != Handing {
+		return ErrPhase
+	}
+	g.phase = Leased
+	return nil
+}
+
+// Refused is the event of REFUSED: the connection is local again, unless an error is returned.
+func (g *Guest) Refused() error {
+	if g.phase != Handing {
+		return ErrPhase
+	}
+	return g.undo(nil)
+}
+
+// Handback is the event of HANDBACK: it restores the connection in place and calls reply with Taken, or with Keep when the connection has to
+// stay on the host. settled is false when bytes of this end are still on their way to the host.
+func (g *Guest) Handback(st *tcpstate.State, settled bool, reply func(wire.Message) error) error {
+	if g.phase != Leased {
+		return ErrPhase
+	}
+	switch {
+	case !settled:
+		return reply(wire.Keep{Reason: wire.ReasonUnacked})
+	case g.parked:
+		return reply(wire.Keep{Reason: wire.ReasonKernel})
+	}
+	if err := g.Socket.Park(); err != nil {
+		return errors.Join(err, reply(wire.Keep{Reason: wire.ReasonKernel}))
+	}
+	if err := g.Socket.Restore(st); err != nil {
+		g.parked = true
+		return errors.Join(err, reply(wire.Keep{Reason: wire.ReasonKernel}))
+	}
+	g.phase = Returning
+	return reply(wire.Taken{})
+}
+
+// Released is the event of RELEASED: the connection is local and may be used.
+func (g *Guest) Released() error {
+	if g.phase != Returning {
+		return ErrPhase
+	}
+	g.phase = Local
+	return nil
+}
+
+// Closed is the event of CLOSED: the host has no socket any more, ours may go silently.
+func (g *Guest) Closed() error {
+	switch g.phase {
+	case Leased, Returning:
+		g.phase = Gone
+		return g.Socket.Release()
+	case Handing: // closed between grant and answer
+		g.phase = Gone
+		return g.Socket.Release()
+	}
+	return ErrPhase
+}
+
+// Lost is the event that the session has ended.
+//
+//   - Handing: the host may or may not own the connection, so it is reset. If the host has sent anything on it, our RST is outside the
+//     client's window and does nothing, and the host's end of the connection is closed by the host or by its kernel.
+//   - Leased: the host finishes what is under way and closes, or its kernel does; our socket goes silently.
+//   - Returning: our socket lives and nobody else will send again (docs/handover.md): the connection is local.
+func (g *Guest) Lost() {
+	switch g.phase {
+	case Handing:
+		g.abort()
+	case Leased:
+		g.phase = Gone
+		_ = g.Socket.Release() // a socket in repair mode is silent already
+	case Returning:
+		g.phase = Local
+	}
+}

@@ -1,0 +1,111 @@
+package lease
+
+import (
+	"errors"
+	"fmt"
+
+	"spillway/internal/tcpstate"
+	"spillway/internal/wire"
+)
+
+// Host is the host's end of one lease.
+type Host struct {
+	Socket HostSocket
+
+	phase Phase
+}
+
+// Phase tells who owns the connection, as far as this end knows.
+func (h *Host) Phase() Phase { return h.phase }
+
+// Accept is the event of HANDOVER: it restores the connection and calls reply with Granted, or with Refused and ends.
+func (h *Host) Accept(st *tcpstate.State, reply func(wire.Message) error) error {
+	if h.phase != Local {
+		return ErrPhase
+	}
+	if err := h.Socket.Restore(st); err != nil {
+		h.phase = Gone
+		_ = h.Socket.Release() // it never was live: nothing may be heard of it
+		return errors.Join(err, reply(wire.Refused{Reason: reasonOf(err)}))
+	}
+	h.phase = Leased
+	return reply(wire.Granted{})
+}
+
+// Return gives the connection back: it freezes it, calls drain to pass on what the client has already sent, reads the state into st and calls
+// send, which must send HANDBACK. After an error the connection is still leased and as it was (phase Leased), unless it is
+// broken (phase Gone). The caller makes sure that nothing is unacknowledged and nothing more is to be sent.
+func (h *Host) Return(st *tcpstate.State, drain, send func() error) error {
+	if h.phase != Leased {
+		return ErrPhase
+	}
+	if err := h.Socket.Freeze(); err != nil {
+		return h.undo(err)
+	}
+	if err := drain(); err != nil {
+		return h.undo(err)
+	}
+	if err := h.Socket.Extract(st); err != nil {
+		return h.undo(err)
+	}
+	if err := send(); err != nil {
+		return h.undo(err)
+	}
+	h.phase = Returning
+	return nil
+}
+
+// undo keeps the lease after a return that did not come about.
+func (h *Host) undo(cause error) error {
+	if err := h.Socket.Thaw(); err != nil {
+		h.phase = Gone
+		_ = h.Socket.Abort() // the close that follows is all that is left to do
+		return errors.Join(cause, fmt.Errorf("the connection cannot go on: %w", err))
+	}
+	h.phase = Leased
+	return cause
+}
+
+// Taken is the event of TAKEN: the guest has the connection. Our socket becomes silent; the caller closes it and sends RELEASED then.
+func (h *Host) Taken() error {
+	if h.phase != Returning {
+		return ErrPhase
+	}
+	h.phase = Gone
+	return h.Socket.Release()
+}
+
+// Kept is the event of KEEP: the lease goes on, unless an error is returned.
+func (h *Host) Kept() error {
+	if h.phase != Returning {
+		return ErrPhase
+	}
+	return h.undo(nil)
+}
+
+// Finish ends the lease because the connection ends. The caller closes the socket, which speaks TCP, and sends CLOSED. With abort the close sends
+// RST.
+func (h *Host) Finish(abort bool) error {
+	if h.phase != Leased && h.phase != Returning {
+		return ErrPhase
+	}
+	returning := h.phase == Returning
+	h.phase = Gone
+	switch {
+	case abort:
+		return h.Socket.Abort()
+	case returning:
+		return h.Socket.Thaw()
+	}
+	return nil
+}
+
+// Lost is the event that the session has ended. A lease stays Leased: the caller finishes what is under way and calls Finish. A connection that was
+// being returned is ours again: if the guest took it, it lives in a process that has lost us and the client's packets still come
+// here, and if the guest died, nobody else will close it.
+func (h *Host) Lost() error {
+	if h.phase == Returning {
+		return h.undo(nil)
+	}
+	return nil
+}

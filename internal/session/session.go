@@ -1,0 +1,248 @@
+// Package session keeps one session over one channel: it finds the session's start in a stream of unknown history, reads frames and
+// hands them to a Handler, writes frames together, and notices when the other side has died. docs/wire.md, section
+// Synchronization, is the specification.
+//
+// It is shared by the guest's agent and the host daemon and knows nothing of leases, files or sockets.
+package session
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"spillway/internal/wire"
+)
+
+// Conn is the channel: a byte stream whose blocked calls a deadline in the past interrupts.
+type Conn interface {
+	io.ReadWriter
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// Handler takes what a session brings. Its methods are called one at a time, by the goroutine that runs Host or Guest.
+type Handler interface {
+	// Frame takes one frame; payload is valid during the call only. It must not wait for the other side. An error ends the session.
+	Frame(h wire.Header, payload []byte) error
+	// End is called last: the session is over, err says why.
+	End(err error)
+}
+
+// Times of the protocol (docs/wire.md), in ticks.
+const (
+	tickInterval  = time.Second
+	pingTicks     = 2
+	DefaultSilent = 6 * time.Second
+)
+
+// Errors that end a session.
+var (
+	ErrEnded   = errors.New("the session is over")
+	ErrSilent  = errors.New("the other side is silent")
+	ErrStuck   = errors.New("the other side takes no bytes")
+	ErrRestart = errors.New("the other side has started anew")
+	ErrVersion = errors.New("the other side speaks another version of the protocol")
+)
+
+// maxPending bounds the bytes that wait behind a write under way; who adds more waits.
+const maxPending = 1 << 20
+
+// Session is one agreed session. Its methods are safe for concurrent use.
+type Session struct {
+	ID    uint32
+	Hello wire.Hello // as the host sent it
+
+	conn Conn
+
+	heard atomic.Bool // a frame arrived since the last tick
+	spoke atomic.Bool // a frame was written since the last tick
+
+	mu      sync.Mutex
+	drained sync.Cond // pending has room, or the session is over
+	pending []byte    // frames that wait for the write under way
+	spare   []byte
+	writing bool
+	stuck   int // ticks that the write under way has lasted
+	err     error
+}
+
+func newSession(conn Conn, id uint32, hello wire.Hello) *Session {
+	s := &Session{ID: id, Hello: hello, conn: conn}
+	s.drained.L = &s.mu
+	return s
+}
+
+// Write sends whole frames, made with ID as their session. Frames of concurrent callers leave in few writes. ErrEnded means that
+// nothing of them was sent; nil means that they are on their way, and that End will tell if they got lost.
+// The caller may reuse frames when Write returns.
+func (s *Session) Write(frames []byte) error {
+	s.mu.Lock()
+	for s.err == nil && s.writing && len(s.pending) > maxPending {
+		s.drained.Wait()
+	}
+	if s.err != nil {
+		s.mu.Unlock()
+		return ErrEnded
+	}
+	if s.writing {
+		s.pending = append(s.pending, frames...)
+		s.mu.Unlock()
+		return nil
+	}
+	s.writing = true
+	s.mu.Unlock()
+	s.spoke.Store(true)
+	for len(frames) > 0 {
+		_, err := s.conn.Write(frames)
+		s.mu.Lock()
+		s.stuck = 0
+		if err != nil {
+			s.failLocked(fmt.Errorf("channel write: %w", err))
+		}
+		if s.err != nil {
+			s.writing = false
+			s.mu.Unlock()
+			return nil
+		}
+		frames, s.pending, s.spare = s.pending, s.spare[:0], s.pending
+		if len(frames) == 0 {
+			s.writing = false
+		} else {
+			s.drained.Broadcast()
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// busy tells whether Write might wait.
+func (s *Session) busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writing
+}
+
+// Close ends the session with err, as if the channel had failed. It returns at once.
+func (s *Session) Close(err error) {
+	s.mu.Lock()
+	s.failLocked(err)
+	s.mu.Unlock()
+}
+
+// failLocked ends the session: later writes fail, a blocked read or write returns.
+func (s *Session) failLocked(err error) {
+	if s.err != nil {
+		return
+	}
+	s.err = err
+	s.drained.Broadcast()
+	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
+	_ = s.conn.SetWriteDeadline(time.Unix(1, 0))
+}
+
+// failure returns why the session ended, or err when it has not ended by itself.
+func (s *Session) failure(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.failLocked(err)
+	}
+	return s.err
+}
+
+// watch ends a silent session and pings over a quiet one, until stop is closed.
+func (s *Session) watch(silentLimit time.Duration, stop <-chan struct{}) {
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	limit := int(silentLimit / tickInterval)
+	silent, quiet := 0, 0
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		silent++
+		if s.heard.Swap(false) {
+			silent = 0
+		}
+		quiet++
+		if s.spoke.Swap(false) {
+			quiet = 0
+		}
+		switch {
+		case silent >= limit:
+			s.Close(fmt.Errorf("%w for %v", ErrSilent, silentLimit))
+		case s.tickWriter() >= limit:
+			s.Close(fmt.Errorf("%w for %v", ErrStuck, silentLimit))
+		case quiet >= pingTicks:
+			quiet = 0
+			// A goroutine of its own: the write may block, this loop must not.
+			go s.Write(wire.Append(nil, s.ID, 0, 0, wire.Ping{}))
+		}
+	}
+}
+
+// tickWriter counts the ticks of the write under way.
+func (s *Session) tickWriter() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.writing {
+		s.stuck = 0
+		return 0
+	}
+	s.stuck++
+	return s.stuck
+}
+
+// run reads frames until the session ends, and tells the handler. again is the frame that began a newer session, if one did.
+func (s *Session) run(r *wire.Reader, h Handler, silentLimit time.Duration) (again bool, header wire.Header, payload []byte, err error) {
+	stop := make(chan struct{})
+	go s.watch(silentLimit, stop)
+	defer close(stop)
+	s.heard.Store(true)
+	for {
+		header, payload, err = r.Next()
+		if err != nil {
+			break
+		}
+		s.heard.Store(true)
+		if header.Type == wire.TypeGreet || header.Type == wire.TypeHello && header.Session != s.ID {
+			again, err = true, ErrRestart
+			break
+		}
+		if header.Session != s.ID {
+			err = fmt.Errorf("%w: %v of another session", wire.ErrFormat, header.Type)
+			break
+		}
+		if err = s.frame(header, payload, h); err != nil {
+			break
+		}
+	}
+	err = s.failure(err)
+	h.End(err)
+	return again, header, payload, err
+}
+
+// frame handles the session's own frames and leaves the others to h.
+func (s *Session) frame(header wire.Header, payload []byte, h Handler) error {
+	switch header.Type {
+	case wire.TypeHello, wire.TypeReady, wire.TypePong: // repetitions and answers: being heard is all that they are for
+		_, err := wire.Parse(header.Type, payload)
+		return err
+	case wire.TypePing:
+		m, err := wire.ParsePing(payload)
+		if err != nil {
+			return err
+		}
+		// The reader must never wait for the other side's reader. With frames queued already, these will be heard instead.
+		if s.busy() {
+			return nil
+		}
+		return s.Write(wire.Append(nil, s.ID, 0, 0, wire.Pong(m)))
+	}
+	return h.Frame(header, payload)
+}
