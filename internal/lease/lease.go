@@ -3,7 +3,7 @@
 // step. docs/handover.md draws it.
 //
 // It moves no file bytes and holds no lock; packages guest and host call it under their connection's lock and add the data path. The one
-// rule behind it: at any time at most one side can send on the connection, and a side that does not know whether it is the one never sends.
+// rule behind it: at any time one side sends on the connection, and a side that cannot know whether it is the one only ends the connection.
 package lease
 
 import (
