@@ -57,13 +57,14 @@ func (g *Guest) abort() {
 	_ = g.Socket.Abort() // the close that follows is all that is left to do
 }
 
-// Granted is the event of GRANTED.
+// Granted is the event of GRANTED. An error other than ErrPhase means that a byte of the client's was lost between the two sockets: the
+// caller asks the host to reset the connection.
 func (g *Guest) Granted() error {
 	if g.phase != Handing {
 		return ErrPhase
 	}
 	g.phase = Leased
-	return nil
+	return g.Socket.Confirm()
 }
 
 // Refused is the event of REFUSED: the connection is local again, unless an error is returned.
@@ -106,15 +107,16 @@ func (g *Guest) Released() error {
 	return nil
 }
 
-// Closed is the event of CLOSED: the host has no socket any more, ours may go silently.
+// Closed is the event of CLOSED: the host has no socket any more. Ours goes silently, unless it lives already: then the client must
+// be told.
 func (g *Guest) Closed() error {
 	switch g.phase {
-	case Leased, Returning:
+	case Leased:
 		g.phase = Gone
 		return g.Socket.Release()
-	case Handing: // closed between grant and answer
-		g.phase = Gone
-		return g.Socket.Release()
+	case Returning:
+		g.abort()
+		return nil
 	}
 	return ErrPhase
 }

@@ -66,13 +66,14 @@ func (h *Host) undo(cause error) error {
 	return cause
 }
 
-// Taken is the event of TAKEN: the guest has the connection. Our socket becomes silent; the caller closes it and sends RELEASED then.
+// Taken is the event of TAKEN: the guest has the connection. Our socket becomes silent; the caller closes it and sends RELEASED then. After
+// an error it closes it and sends CLOSED: a byte of the client's was lost between the two sockets, and the guest resets the connection.
 func (h *Host) Taken() error {
 	if h.phase != Returning {
 		return ErrPhase
 	}
 	h.phase = Gone
-	return h.Socket.Release()
+	return errors.Join(h.Socket.Confirm(), h.Socket.Release())
 }
 
 // Kept is the event of KEEP: the lease goes on, unless an error is returned.

@@ -20,6 +20,8 @@ type Socket interface {
 	Freeze() error
 	// Extract: frozen → held, and fills all of the state but the addresses.
 	Extract(*tcpstate.State) error
+	// Confirm: held → held; an error when a byte of the client's was taken in after Extract.
+	Confirm() error
 	// Thaw: frozen or held → live.
 	Thaw() error
 	// Release makes the socket silent: its close sends nothing. Any state.

@@ -1,0 +1,289 @@
+package guest
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spillway/internal/lease"
+	"spillway/internal/session"
+	"spillway/internal/wire"
+)
+
+// longAgo is a deadline that wakes whoever is blocked.
+var longAgo = time.Unix(1, 0)
+
+// Conn is a client's connection that is local or leased (net.Conn, io.ReaderFrom, CloseWrite).
+type Conn struct {
+	agent         *Agent
+	tcp           *net.TCPConn
+	raw           syscall.RawConn
+	local, remote netip.AddrPort
+
+	writing   sync.Mutex  // held by the one writer: Write, ReadFrom, CloseWrite
+	head      []byte      // guarded by writing: the head of a response that waits for its body
+	headTimer *time.Timer // guarded by writing
+	frame     []byte      // guarded by writing: scratch for frames
+
+	readable  chan struct{} // capacity 1: something changed for the reader
+	writable  chan struct{} // capacity 1: something changed for the writer
+	readUntil deadline      // for the reader while the connection is not local
+	sendUntil deadline      // for the writer, likewise
+
+	mu           sync.Mutex
+	end          lease.Guest
+	session      *session.Session // of the lease
+	id           uint32           // of the lease
+	readDeadline time.Time        // as the server set it
+	in           inbox
+	unCredited   int  // bytes that were read from in since the last CREDIT
+	inEnd        bool // END: the client sends no more
+	credit       int  // DATA bytes that may be sent
+	dataSent     uint64
+	outEnd       bool           // END sent, or the socket's writing side shut down
+	sending      bool           // a SEND is under way
+	results      chan result    // what became of it
+	closed       bool           // the server called Close
+	taken        *wire.Handback // a handback that waits for RELEASED and whose tail is to be sent
+	takenAt      time.Time
+	failed       error // why the connection is over for the server
+}
+
+// result is news for the writer that waits for a SEND.
+type result struct {
+	kind     wire.Type // TypeRefused, TypeSent, TypeHandback, TypeReleased; 0: the connection is over
+	reason   wire.Reason
+	bytes    int64
+	started  bool
+	handback *wire.Handback
+	busy     time.Duration
+}
+
+func newConn(agent *Agent, tcp *net.TCPConn) (*Conn, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{
+		agent: agent, tcp: tcp, raw: raw,
+		local: addrPort(tcp.LocalAddr()), remote: addrPort(tcp.RemoteAddr()),
+		readable: make(chan struct{}, 1), writable: make(chan struct{}, 1),
+		readUntil: newDeadline(), sendUntil: newDeadline(),
+		results: make(chan result, 4), // a SEND has at most three: refused or handback, released, over
+	}
+	c.end.Socket = &socket{raw: raw, freezer: agent.freezer}
+	return c, nil
+}
+
+// addrPort is a TCP address with IPv4-mapped addresses of a dual-stack socket as IPv4.
+func addrPort(a net.Addr) netip.AddrPort {
+	p := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+}
+
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return c.tcp.LocalAddr() }
+
+// RemoteAddr implements net.Conn.
+func (c *Conn) RemoteAddr() net.Addr { return c.tcp.RemoteAddr() }
+
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) {
+	c.flushHead()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		c.mu.Lock()
+		local := c.end.Phase() == lease.Local
+		switch {
+		case c.readUntil.passed():
+			c.mu.Unlock()
+			return 0, c.opError("read", os.ErrDeadlineExceeded)
+		case c.in.len() > 0:
+			n := c.in.take(p)
+			c.giveCredit(n)
+			c.mu.Unlock()
+			return n, nil
+		case c.closed:
+			c.mu.Unlock()
+			return 0, c.opError("read", net.ErrClosed)
+		case c.failed != nil:
+			err := c.failed
+			c.mu.Unlock()
+			return 0, c.opError("read", err)
+		case c.inEnd:
+			c.mu.Unlock()
+			return 0, io.EOF
+		}
+		c.mu.Unlock()
+		if !local {
+			select {
+			case <-c.readable:
+			case <-c.readUntil.wait():
+			}
+			continue
+		}
+		if n, err, moved := c.readLocal(p); !moved {
+			return n, err
+		}
+	}
+}
+
+// readLocal reads from the guest's own socket. moved tells that the connection went to the host meanwhile.
+func (c *Conn) readLocal(p []byte) (n int, err error, moved bool) {
+	perr := c.raw.Read(func(fd uintptr) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.end.Phase() != lease.Local {
+			moved = true
+			return true
+		}
+		n, err = retryEINTR(func() (int, error) { return unix.Read(int(fd), p) })
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	switch {
+	case moved:
+		return 0, nil, true
+	case perr != nil:
+		// A handover wakes the reader with a deadline of its own.
+		if errors.Is(perr, os.ErrDeadlineExceeded) && !c.readUntil.passed() {
+			return 0, nil, true
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !c.closed && c.failed != nil {
+			perr = c.failed
+		}
+		return 0, c.opError("read", cause(perr)), false
+	case err != nil:
+		return 0, c.opError("read", os.NewSyscallError("read", err)), false
+	case n == 0:
+		return 0, io.EOF, false
+	}
+	return n, nil, false
+}
+
+// retryEINTR repeats a system call that a signal interrupted.
+func retryEINTR(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+// cause strips the *net.OpError that opError puts around it again.
+func cause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+// opError gives an error the form that net.TCPConn's have.
+func (c *Conn) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+}
+
+// giveCredit lets the host send more of the client's bytes when half of the window has been read. c.mu is held.
+func (c *Conn) giveCredit(n int) {
+	if c.end.Phase() != lease.Leased {
+		return
+	}
+	c.unCredited += n
+	if c.unCredited >= int(c.session.Hello.Window)/2 {
+		c.say(wire.Credit{Bytes: uint32(c.unCredited)}, 0)
+		c.unCredited = 0
+	}
+}
+
+// say sends one small frame of the lease. c.mu is held. An error is no news: the session's end tells.
+func (c *Conn) say(m wire.Message, flags wire.Flags) {
+	_ = c.session.Write(wire.Append(nil, c.session.ID, c.id, flags, m))
+}
+
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return c.opError("set", net.ErrClosed)
+	}
+	c.readDeadline = t
+	c.readUntil.set(t)
+	if c.end.Phase() == lease.Local {
+		return c.tcp.SetReadDeadline(t)
+	}
+	return nil
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.sendUntil.set(t)
+	return c.tcp.SetWriteDeadline(t)
+}
+
+// Close implements net.Conn. Bytes that were written still reach the client.
+func (c *Conn) Close() error {
+	c.flushHead()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return c.opError("close", net.ErrClosed)
+	}
+	c.closed = true
+	defer c.wake()
+	switch c.end.Phase() {
+	case lease.Local:
+		return c.tcp.Close()
+	case lease.Leased:
+		c.say(wire.Close{}, 0) // our socket stays, silent, until CLOSED
+	}
+	// Handing and Returning: what comes of it decides (event). Gone: closed already.
+	return nil
+}
+
+// CloseWrite tells the client that no more bytes come, as (*net.TCPConn).CloseWrite.
+func (c *Conn) CloseWrite() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := c.writeHead(); err != nil {
+		return err
+	}
+	if err := c.settle(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outEnd = true
+	if c.end.Phase() == lease.Leased {
+		c.say(wire.End{}, 0)
+		return nil
+	}
+	return c.tcp.CloseWrite()
+}
+
+// wake makes reader and writer look again.
+func (c *Conn) wake() {
+	for _, w := range []chan struct{}{c.readable, c.writable} {
+		select {
+		case w <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,14 @@
+// Package guest is the VM's side of Spillway: a net.Listener whose connections move to the host and back while a server, net/http or any
+// other, uses them and cannot tell.
+//
+// An [Agent] keeps the channel to the host daemon. A [Conn] is local (an ordinary TCP connection) or leased (the host owns the socket;
+// bytes travel as frames). Its ReadFrom is where a handover begins: when the source is a range of a file that the host has, header
+// and range leave in one message and no byte of the file enters the VM. Whatever stands in the way has a reason ([wire.Reason]), is
+// counted, and the bytes are served locally: a client never sees the difference.
+//
+// Lock order: Conn.writing, then Conn.mu, then Agent.mu. Frames are written under Conn.mu, so that their order on the channel is the
+// order of the events; the goroutine that reads the channel takes Conn.mu but never waits for the host.
+//
+// Needs CAP_NET_ADMIN and CAP_BPF (or root) in the guest, and what package tcprepair needs of the kernel. Without them, and without a
+// host, everything is served locally.
+package guest

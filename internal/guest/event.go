@@ -1,0 +1,241 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spillway/internal/lease"
+	"spillway/internal/wire"
+)
+
+var errDeadline = os.ErrDeadlineExceeded
+
+// event takes one frame of the lease. It is called by the goroutine that reads the channel and waits for nothing but c.mu.
+func (c *Conn) event(head wire.Header, payload []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch head.Type {
+	case wire.TypeGranted:
+		return c.granted()
+	case wire.TypeRefused:
+		return c.refused(payload)
+	case wire.TypeData:
+		return c.data(payload)
+	case wire.TypeCredit:
+		m, err := wire.ParseCredit(payload)
+		if err != nil {
+			return err
+		}
+		c.credit += int(m.Bytes)
+		c.wake()
+	case wire.TypeSent:
+		return c.sent(head, payload)
+	case wire.TypeEnd:
+		c.inEnd = true
+		c.wake()
+	case wire.TypeClosed:
+		return c.closedByHost(payload)
+	case wire.TypeHandback:
+		return c.handback(payload)
+	case wire.TypeReleased:
+		return c.released(payload)
+	default:
+		return fmt.Errorf("%w: not for a guest", wire.ErrFormat)
+	}
+	return nil
+}
+
+// tell gives news to the writer. The capacity of c.results is the number of results that a SEND can have, so a full channel means that the
+// host repeats itself.
+func (c *Conn) tell(r result) error {
+	select {
+	case c.results <- r:
+		return nil
+	default:
+		return fmt.Errorf("%w: out of turn", wire.ErrFormat)
+	}
+}
+
+func (c *Conn) granted() error {
+	err := c.end.Granted()
+	if errors.Is(err, lease.ErrPhase) {
+		return err
+	}
+	c.agent.stats.count(func(s *Counts) { s.Handovers++ })
+	switch {
+	case err != nil:
+		c.agent.log.Warn("a byte of the client's was lost in the handover; resetting the connection", "client", c.remote, "error", err)
+		c.say(wire.Close{}, wire.FlagAbort)
+	case c.closed: // the server closed it meanwhile
+		c.say(wire.Close{}, 0)
+	}
+	return c.tell(result{kind: wire.TypeGranted})
+}
+
+func (c *Conn) refused(payload []byte) error {
+	m, err := wire.ParseRefused(payload)
+	if err != nil {
+		return err
+	}
+	err = c.end.Refused()
+	if errors.Is(err, lease.ErrPhase) {
+		return err
+	}
+	c.agent.delist(c.id, c)
+	c.afterUnwinding(err)
+	return c.tell(result{kind: wire.TypeRefused, reason: m.Reason})
+}
+
+func (c *Conn) data(payload []byte) error {
+	m, err := wire.ParseData(payload)
+	if err != nil {
+		return err
+	}
+	if c.in.len()+len(m.Data) > int(c.session.Hello.Window)+maxUnread {
+		return fmt.Errorf("%w: more DATA than the window allows", wire.ErrFormat)
+	}
+	if c.closed { // nobody will read it: keep the window open
+		c.giveCredit(len(m.Data))
+		return nil
+	}
+	c.in.add(m.Data)
+	c.wake()
+	return nil
+}
+
+func (c *Conn) sent(head wire.Header, payload []byte) error {
+	m, err := wire.ParseSent(payload)
+	if err != nil {
+		return err
+	}
+	if !c.sending {
+		return fmt.Errorf("%w: no SEND is under way", wire.ErrFormat)
+	}
+	c.sending = false
+	return c.tell(result{kind: wire.TypeSent, reason: m.Reason, bytes: m.Bytes, started: head.Flags&wire.FlagStarted != 0})
+}
+
+func (c *Conn) closedByHost(payload []byte) error {
+	m, err := wire.ParseClosed(payload)
+	if err != nil {
+		return err
+	}
+	if err := c.end.Closed(); errors.Is(err, lease.ErrPhase) {
+		return err
+	}
+	c.agent.delist(c.id, c)
+	c.over(hostClosed(m.Reason))
+	return nil
+}
+
+// hostClosed is the error that the server sees, in the words of a local connection where there are any.
+func hostClosed(r wire.Reason) error {
+	switch r {
+	case wire.ReasonClientGone:
+		return os.NewSyscallError("read", unix.ECONNRESET)
+	case wire.ReasonClientStalled:
+		return os.NewSyscallError("write", unix.ETIMEDOUT)
+	}
+	return fmt.Errorf("closed by the host: %w", r)
+}
+
+// over ends the connection for the server and for a writer that waits. c.mu is held.
+func (c *Conn) over(err error) {
+	waits := c.sending || c.end.Phase() != lease.Gone
+	c.fail(err)
+	if waits {
+		_ = c.tell(result{})
+	}
+}
+
+// handback takes HANDBACK: the writer that waits for its SEND does the work, or, when the connection is idle, a goroutine.
+func (c *Conn) handback(payload []byte) error {
+	m, err := wire.ParseHandback(payload)
+	if err != nil {
+		return err
+	}
+	if c.end.Phase() != lease.Leased {
+		return lease.ErrPhase
+	}
+	m.Tail = append([]byte(nil), m.Tail...)
+	if c.sending && m.Sent >= 0 {
+		return c.tell(result{kind: wire.TypeHandback, handback: &m})
+	}
+	go c.takeBack(&m)
+	return nil
+}
+
+// takeBack restores the connection in place and answers the host.
+func (c *Conn) takeBack(m *wire.Handback) {
+	began := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end.Phase() != lease.Leased {
+		return // the session ended meanwhile
+	}
+	settled := m.Data == c.dataSent && (m.Sent >= 0) == c.sending && !c.outEnd && !c.closed
+	err := c.end.Handback(&m.State, settled, func(answer wire.Message) error {
+		c.say(answer, 0)
+		return nil
+	})
+	if err != nil {
+		c.agent.log.Warn("could not take a connection back; it stays on the host", "client", c.remote, "error", err)
+	}
+	if c.end.Phase() != lease.Returning {
+		c.agent.stats.count(func(s *Counts) { s.Kept++ })
+		return
+	}
+	c.agent.stats.step(StepRestore, time.Since(began))
+	if m.Sent >= 0 {
+		c.taken = m
+	}
+	c.takenAt = time.Now()
+}
+
+func (c *Conn) released(payload []byte) error {
+	m, err := wire.ParseReleased(payload)
+	if err != nil {
+		return err
+	}
+	if err := c.end.Released(); err != nil {
+		return err
+	}
+	c.agent.stats.step(StepRelease, time.Since(c.takenAt))
+	c.agent.stats.count(func(s *Counts) { s.Handbacks++ })
+	return c.comeHome(time.Duration(m.Busy))
+}
+
+// comeHome makes a connection local whose handback has ended. c.mu is held.
+func (c *Conn) comeHome(busy time.Duration) error {
+	c.agent.delist(c.id, c)
+	taken := c.taken
+	c.taken = nil
+	c.becomeLocal()
+	if taken != nil {
+		return c.tell(result{kind: wire.TypeReleased, handback: taken, busy: busy})
+	}
+	return nil
+}
+
+// lost is the end of the session.
+func (c *Conn) lost(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.end.Phase()
+	c.end.Lost()
+	switch c.end.Phase() {
+	case lease.Local:
+		if before == lease.Returning {
+			_ = c.comeHome(0)
+		}
+	case lease.Gone:
+		if before != lease.Gone {
+			c.agent.stats.count(func(s *Counts) { s.Lost++ })
+			c.over(fmt.Errorf("the session with the host ended: %w", cause))
+		}
+	}
+}

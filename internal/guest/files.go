@@ -1,0 +1,112 @@
+package guest
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"spillway/internal/wire"
+)
+
+// fileTimeout bounds the wait for an answer to a file request. The session's own liveness is usually faster.
+const fileTimeout = 10 * time.Second
+
+// maxRequests bounds the file requests that wait at a time.
+const maxRequests = 256
+
+// fileAnswer is an ATTR or BYTES, copied out of the session's buffer.
+type fileAnswer struct {
+	reason      wire.Reason
+	size, mtime int64
+	data        []byte
+}
+
+// Stat asks the host for the size (bytes) and modification time (ns since 1970) of a file. Errors match a wire.Reason.
+func (a *Agent) Stat(share, path string) (size, mtimeNs int64, err error) {
+	answer, err := fileRequest(a, wire.Stat{Share: share, Path: path})
+	return answer.size, answer.mtime, err
+}
+
+// ReadFileAt reads from a file through the channel, at most wire.MaxRead bytes a call. It is meant for manifests and other small things:
+// every byte crosses into the guest. Errors match a wire.Reason; io.EOF stands at the file's end.
+func (a *Agent) ReadFileAt(file wire.FileRef, p []byte, off int64) (int, error) {
+	if off >= file.Size {
+		return 0, io.EOF
+	}
+	p = p[:min(int64(len(p)), wire.MaxRead, file.Size-off)]
+	answer, err := fileRequest(a, wire.Read{File: file, Offset: off, Count: uint32(len(p))})
+	if err != nil {
+		return 0, err
+	}
+	n := copy(p, answer.data)
+	if n < len(p) {
+		return n, wire.ReasonTruncated
+	}
+	return n, nil
+}
+
+// fileRequest sends m and waits for its answer.
+func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
+	wait := make(chan fileAnswer, 1)
+	a.mu.Lock()
+	s := a.session
+	if s == nil || len(a.requests) >= maxRequests {
+		a.mu.Unlock()
+		if s == nil {
+			return fileAnswer{}, wire.ReasonHostAway
+		}
+		return fileAnswer{}, wire.ReasonLimit
+	}
+	id := a.nextID(func(id uint32) bool { return a.requests[id] != nil })
+	a.requests[id] = wait
+	a.mu.Unlock()
+
+	if err := s.Write(wire.Append(nil, s.ID, id, 0, m)); err != nil {
+		return fileAnswer{}, wire.ReasonHostAway
+	}
+	timer := time.NewTimer(fileTimeout)
+	defer timer.Stop()
+	select {
+	case answer, ok := <-wait:
+		switch {
+		case !ok:
+			return fileAnswer{}, wire.ReasonSession
+		case answer.reason != wire.ReasonOK:
+			return fileAnswer{}, answer.reason
+		}
+		return answer, nil
+	case <-timer.C:
+		a.mu.Lock()
+		if a.requests[id] == wait {
+			delete(a.requests, id)
+		}
+		a.mu.Unlock()
+		return fileAnswer{}, fmt.Errorf("%w: no answer within %v", wire.ReasonHostAway, fileTimeout)
+	}
+}
+
+// answer is the event of ATTR and BYTES.
+func (a *Agent) answer(head wire.Header, payload []byte) error {
+	var answer fileAnswer
+	if head.Type == wire.TypeAttr {
+		m, err := wire.ParseAttr(payload)
+		if err != nil {
+			return err
+		}
+		answer = fileAnswer{reason: m.Reason, size: m.Size, mtime: m.MTime}
+	} else {
+		m, err := wire.ParseBytes(payload)
+		if err != nil {
+			return err
+		}
+		answer = fileAnswer{reason: m.Reason, data: append([]byte(nil), m.Data...)}
+	}
+	a.mu.Lock()
+	wait := a.requests[head.ID]
+	delete(a.requests, head.ID)
+	a.mu.Unlock()
+	if wait != nil {
+		wait <- answer // never waits: one answer a request
+	}
+	return nil
+}

@@ -1,0 +1,225 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spillway/internal/lease"
+	"spillway/internal/tcpstate"
+	"spillway/internal/wire"
+)
+
+const errPipe = unix.EPIPE
+
+// sendFile sends the head that was held back and a file range through the host. It returns the bytes of the range that were sent; fewer than
+// asked for without an error means that the caller sends the rest (and the head, which is still held back if nothing was sent).
+// c.writing is held.
+func (c *Conn) sendFile(send wire.Send) (int64, error) {
+	if err := c.settle(); err != nil {
+		return 0, err
+	}
+	send.Header = c.head
+	began := time.Now()
+	c.mu.Lock()
+	handover := c.end.Phase() == lease.Local
+	var err error
+	if handover {
+		err = c.handover(send)
+	} else {
+		err = c.sendLeased(send)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		var reason wire.Reason
+		if !errors.As(err, &reason) {
+			reason = wire.ReasonKernel
+		}
+		c.refuse(reason)
+		if reason == wire.ReasonKernel {
+			c.agent.log.Warn("handover failed; serving locally", "client", c.remote, "error", err)
+		}
+		return 0, nil // settle tells if the connection is broken
+	}
+	return c.awaitSent(send, began, handover)
+}
+
+// sendFlags are the flags of every SEND: in mode Offload the connection comes back after it.
+func (c *Conn) sendFlags() wire.Flags {
+	if c.agent.policy.Mode == Offload {
+		return wire.FlagReturn
+	}
+	return 0
+}
+
+// sendLeased orders a range on a leased connection. c.mu is held.
+func (c *Conn) sendLeased(send wire.Send) error {
+	c.frame = wire.Append(c.frame[:0], c.session.ID, c.id, c.sendFlags(), send)
+	if err := c.session.Write(c.frame); err != nil {
+		return wire.ReasonHostAway
+	}
+	c.sending = true
+	return nil
+}
+
+// handover gives the connection to the host together with its first order. c.mu is held. After an error the connection is local.
+func (c *Conn) handover(send wire.Send) error {
+	if reason := c.agent.policy.refusal(send.Count); reason != wire.ReasonOK {
+		return reason
+	}
+	s, id, reason := c.agent.enlist(c)
+	if reason != wire.ReasonOK {
+		return reason
+	}
+	// Wake a reader that waits for our socket: from now on the client's bytes come through the host.
+	_ = c.tcp.SetReadDeadline(longAgo)
+	state := tcpstate.State{Local: c.local, Remote: c.remote}
+	began := time.Now()
+	err := c.end.Handover(&state, c.drainInput, func() error {
+		c.agent.stats.step(StepFreeze, time.Since(began))
+		c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd = s, id, int(s.Hello.Window), 0, 0, false
+		c.sending = true // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
+		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
+		c.frame = wire.Append(c.frame, s.ID, id, c.sendFlags(), send)
+		if err := s.Write(c.frame); err != nil {
+			c.sending = false
+			return fmt.Errorf("%w: %w", wire.ReasonHostAway, err)
+		}
+		return nil
+	})
+	if err != nil {
+		c.agent.delist(id, c)
+		c.afterUnwinding(err)
+	}
+	return err
+}
+
+// drainInput reads what the client has sent before the freeze. c.mu is held.
+func (c *Conn) drainInput() error {
+	var rerr error
+	cerr := c.raw.Control(func(fd uintptr) {
+		var buf [4 << 10]byte
+		for {
+			n, err := retryEINTR(func() (int, error) { return unix.Read(int(fd), buf[:]) })
+			if err == unix.EAGAIN || n == 0 { // 0: the client's FIN; Extract refuses such a connection
+				return
+			}
+			if err != nil {
+				rerr = err
+				return
+			}
+			c.in.add(buf[:n])
+			if c.in.len() > maxUnread {
+				rerr = wire.ReasonUnreadInput
+				return
+			}
+		}
+	})
+	return errors.Join(cerr, rerr)
+}
+
+// maxUnread bounds what a client may have sent ahead at a handover; more than this is an upload that is still coming.
+const maxUnread = 64 << 10
+
+// afterUnwinding makes the connection usable again after a handover that did not come about, or marks it as broken. c.mu is held.
+func (c *Conn) afterUnwinding(cause error) {
+	switch c.end.Phase() {
+	case lease.Local:
+		c.becomeLocal()
+	case lease.Gone:
+		c.fail(cause)
+	}
+}
+
+// becomeLocal hands the socket back to the server. c.mu is held.
+func (c *Conn) becomeLocal() {
+	c.session, c.sending = nil, false
+	_ = c.tcp.SetReadDeadline(c.readDeadline)
+	if c.closed {
+		_ = c.tcp.Close()
+	}
+	c.wake()
+}
+
+// fail ends the connection for the server. c.mu is held.
+func (c *Conn) fail(err error) {
+	c.failed = err
+	c.session, c.sending = nil, false
+	_ = c.tcp.Close() // silent or a reset, as package lease has prepared it
+	c.wake()
+}
+
+// awaitSent waits for the end of the SEND under way. c.writing is held.
+func (c *Conn) awaitSent(send wire.Send, began time.Time, handover bool) (int64, error) {
+	for {
+		var r result
+		select {
+		case r = <-c.results:
+		case <-c.sendUntil.wait():
+			return 0, c.giveUp()
+		}
+		switch r.kind {
+		case wire.TypeGranted:
+			c.agent.stats.step(StepHandover, time.Since(began))
+		case wire.TypeRefused:
+			c.refuse(r.reason)
+			return 0, nil
+		case wire.TypeHandback:
+			c.takeBack(r.handback)
+		case wire.TypeReleased:
+			return c.finishReturn(r, began)
+		case wire.TypeSent:
+			return c.finishSent(send, r)
+		default: // the connection is over: settle has the cause
+			c.takeHead()
+			return 0, c.settle()
+		}
+	}
+}
+
+// giveUp resets a connection whose SEND did not end before the server's write deadline.
+func (c *Conn) giveUp() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.takeHead()
+	if c.end.Phase() == lease.Leased {
+		c.say(wire.Close{}, wire.FlagAbort)
+	}
+	return c.opError("write", errDeadline)
+}
+
+// finishSent ends a SEND after which the host keeps the connection.
+func (c *Conn) finishSent(send wire.Send, r result) (int64, error) {
+	switch {
+	case !r.started:
+		// Nothing was sent: the head is still ours, and the bytes go as DATA.
+		c.refuse(r.reason)
+		return 0, nil
+	case r.reason != wire.ReasonOK || r.bytes != send.Count:
+		c.takeHead()
+		return r.bytes, c.opError("sendfile", fmt.Errorf("the host sent %d of %d bytes of %s/%s: %w",
+			r.bytes, send.Count, send.File.Share, send.File.Path, r.reason))
+	}
+	c.takeHead()
+	c.agent.stats.count(func(s *Counts) { s.Sends++; s.SentBytes += uint64(r.bytes) })
+	return r.bytes, nil
+}
+
+// finishReturn ends a SEND after which the connection is local again: what the host withheld is sent first.
+func (c *Conn) finishReturn(r result, began time.Time) (int64, error) {
+	c.takeHead()
+	tailBegan := time.Now()
+	if len(r.handback.Tail) > 0 {
+		if _, err := c.tcp.Write(r.handback.Tail); err != nil {
+			return r.handback.Sent - int64(len(r.handback.Tail)), err
+		}
+	}
+	stats := c.agent.stats
+	stats.step(StepTail, time.Since(tailBegan))
+	stats.step(StepBusy, r.busy)
+	stats.step(StepRound, time.Since(began)-r.busy)
+	stats.count(func(s *Counts) { s.Sends++; s.SentBytes += uint64(r.handback.Sent) })
+	return r.handback.Sent, nil
+}

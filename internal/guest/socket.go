@@ -1,0 +1,94 @@
+package guest
+
+import (
+	"errors"
+	"syscall"
+
+	"spillway/internal/tcprepair"
+	"spillway/internal/tcpstate"
+	"spillway/internal/wire"
+)
+
+// socket is the guest's own socket as package lease moves it (lease.GuestSocket).
+type socket struct {
+	raw     syscall.RawConn
+	freezer *tcprepair.Freezer
+	frozen  *tcpstate.State // as Extract found it, for Confirm
+	keep    tcpstate.KeepAlive
+}
+
+// control runs f with the file descriptor.
+func (s *socket) control(f func(fd int) error) error {
+	var err error
+	if cerr := s.raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+func (s *socket) Freeze() error {
+	return s.control(func(fd int) error {
+		keep, err := s.freezer.Freeze(fd)
+		s.keep = keep
+		return withReason(err)
+	})
+}
+
+func (s *socket) Extract(st *tcpstate.State) error {
+	return s.control(func(fd int) error {
+		err := tcprepair.Extract(fd, st)
+		st.KeepAlive = s.keep
+		s.frozen = st
+		return withReason(err)
+	})
+}
+
+func (s *socket) Thaw() error {
+	return s.control(func(fd int) error { return tcprepair.Thaw(fd, s.keep) })
+}
+
+func (s *socket) Confirm() error {
+	return s.control(func(fd int) error { return tcprepair.Confirm(fd, s.frozen) })
+}
+
+func (s *socket) Park() error {
+	return s.control(tcprepair.Park)
+}
+
+func (s *socket) Restore(st *tcpstate.State) error {
+	return s.control(func(fd int) error { return tcprepair.RestoreInPlace(fd, st, s.keep) })
+}
+
+func (s *socket) Release() error { return s.control(tcprepair.Release) }
+
+func (s *socket) Abort() error { return s.control(tcprepair.Abort) }
+
+// refused is an error with the reason that the protocol has for it.
+type refused struct {
+	reason wire.Reason
+	err    error
+}
+
+func (r *refused) Error() string   { return r.reason.String() + ": " + r.err.Error() }
+func (r *refused) Unwrap() []error { return []error{r.reason, r.err} }
+
+// withReason adds the reason to an error of package tcprepair.
+func withReason(err error) error {
+	if err == nil {
+		return nil
+	}
+	reason := wire.ReasonKernel
+	switch {
+	case errors.Is(err, tcprepair.ErrNotPlainTCP):
+		reason = wire.ReasonMPTCP
+	case errors.Is(err, tcprepair.ErrNotEstablished):
+		reason = wire.ReasonNotEstablished
+	case errors.Is(err, tcprepair.ErrUnread):
+		reason = wire.ReasonUnreadInput
+	case errors.Is(err, tcprepair.ErrUnacked):
+		reason = wire.ReasonUnacked
+	case errors.Is(err, tcprepair.ErrWindowShrunk):
+		reason = wire.ReasonWindow
+	}
+	return &refused{reason, err}
+}

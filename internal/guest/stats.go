@@ -1,0 +1,121 @@
+package guest
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"spillway/internal/wire"
+)
+
+// Step is a part of a change of hands that is timed.
+type Step string
+
+// Steps, in the order in which they happen.
+const (
+	StepFreeze   Step = "freeze_extract" // guest: freeze, read what is queued, extract
+	StepRestore  Step = "park_restore"   // guest: park and restore in place
+	StepRelease  Step = "release"        // channel, the host closes its socket, channel
+	StepTail     Step = "tail"           // guest: write the withheld bytes
+	StepHandover Step = "handover"       // freeze to grant: the above, channel, restore on the host, channel
+	StepRound    Step = "round_trip"     // freeze to tail, without the host's sending and draining
+	StepBusy     Step = "send_drain"     // what the host spent on sending and draining
+)
+
+// Stats counts what became of the responses. Its methods are safe for concurrent use.
+type Stats struct {
+	mu        sync.Mutex
+	counts    Counts
+	fallbacks map[wire.Reason]uint64
+	steps     map[Step]*hdrhistogram.Histogram // µs ×10
+}
+
+// Counts are numbers since the start.
+type Counts struct {
+	Accepted   uint64 `json:"accepted"`    // connections
+	Handovers  uint64 `json:"handovers"`   // granted by the host
+	Handbacks  uint64 `json:"handbacks"`   // taken back from the host
+	Kept       uint64 `json:"kept"`        // handbacks that this side declined
+	Sends      uint64 `json:"sends"`       // file ranges sent by the host
+	SentBytes  uint64 `json:"sent_bytes"`  // their bytes, without headers
+	LocalBytes uint64 `json:"local_bytes"` // bytes that this side wrote to its own sockets
+	Relayed    uint64 `json:"relayed"`     // bytes that were no file range and went through the host
+	Sessions   uint64 `json:"sessions"`    // with the host
+	Lost       uint64 `json:"lost"`        // leases that ended with their session
+}
+
+// Quantiles of a step in µs.
+type Quantiles struct {
+	N      int64   `json:"n"`
+	Median float64 `json:"median_us"`
+	P99    float64 `json:"p99_us"`
+}
+
+// Snapshot is the JSON form of Stats, served by `spillway serve` at its admin address.
+type Snapshot struct {
+	Mode      string             `json:"mode"`
+	Host      string             `json:"host"` // "up", "away" or "draining"
+	Leases    int                `json:"leases"`
+	Counts    Counts             `json:"counts"`
+	Fallbacks map[string]uint64  `json:"fallbacks"` // by reason: ranges that could have gone through the host and did not
+	Steps     map[Step]Quantiles `json:"steps"`
+}
+
+func newStats() *Stats {
+	return &Stats{fallbacks: map[wire.Reason]uint64{}, steps: map[Step]*hdrhistogram.Histogram{}}
+}
+
+// count changes the counters under the lock.
+func (s *Stats) count(change func(*Counts)) {
+	s.mu.Lock()
+	change(&s.counts)
+	s.mu.Unlock()
+}
+
+func (s *Stats) fallback(r wire.Reason) {
+	s.mu.Lock()
+	s.fallbacks[r]++
+	s.mu.Unlock()
+}
+
+// histogramUnit is the resolution of the steps; they are kept up to one minute.
+const (
+	histogramUnit = 100 * time.Nanosecond
+	histogramMax  = int64(time.Minute / histogramUnit)
+)
+
+func (s *Stats) step(name Step, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.steps[name]
+	if h == nil {
+		h = hdrhistogram.New(1, histogramMax, 3)
+		s.steps[name] = h
+	}
+	_ = h.RecordValue(min(max(int64(d/histogramUnit), 1), histogramMax)) // in range by construction
+}
+
+// Reset sets everything to zero, for a measurement that begins.
+func (s *Stats) Reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts = Counts{}
+	clear(s.fallbacks)
+	clear(s.steps)
+}
+
+func (s *Stats) snapshot() Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := Snapshot{Counts: s.counts, Fallbacks: map[string]uint64{}, Steps: map[Step]Quantiles{}}
+	for r, n := range maps.All(s.fallbacks) {
+		out.Fallbacks[r.String()] = n
+	}
+	for name, h := range s.steps {
+		toMicros := func(v int64) float64 { return float64(v) * float64(histogramUnit) / float64(time.Microsecond) }
+		out.Steps[name] = Quantiles{N: h.TotalCount(), Median: toMicros(h.ValueAtQuantile(50)), P99: toMicros(h.ValueAtQuantile(99))}
+	}
+	return out
+}

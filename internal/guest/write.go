@@ -1,0 +1,256 @@
+package guest
+
+import (
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"spillway/internal/lease"
+	"spillway/internal/wire"
+)
+
+// Write implements net.Conn. The head of a response is held back until its body comes, for at most headHold.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if len(c.head) > 0 {
+		if err := c.writeHead(); err != nil {
+			return 0, err
+		}
+	}
+	if c.agent.policy.Mode != Off {
+		if missing, ok := headBody(p); ok && c.wantsHead(missing) {
+			c.holdHead(p)
+			return len(p), nil
+		}
+	}
+	return c.write(p)
+}
+
+// wantsHead tells whether a body of so many bytes may go through the host.
+func (c *Conn) wantsHead(missing int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch c.end.Phase() {
+	case lease.Leased:
+		return true
+	case lease.Local:
+		return !c.closed && c.agent.policy.refusal(missing) == wire.ReasonOK
+	}
+	return false
+}
+
+// holdHead keeps a head for the body that follows. c.writing is held.
+func (c *Conn) holdHead(p []byte) {
+	c.head = append(c.head[:0], p...)
+	if c.headTimer == nil {
+		c.headTimer = time.AfterFunc(headHold, c.flushHead)
+	} else {
+		c.headTimer.Reset(headHold)
+	}
+}
+
+// takeHead returns the head that was held back, which is no longer. c.writing is held.
+func (c *Conn) takeHead() []byte {
+	head := c.head
+	if len(head) > 0 {
+		c.headTimer.Stop()
+		c.head = c.head[:0]
+	}
+	return head
+}
+
+// flushHead writes a head that waits in vain. A writer that is busy will do it.
+func (c *Conn) flushHead() {
+	if !c.writing.TryLock() {
+		return
+	}
+	defer c.writing.Unlock()
+	_ = c.writeHead() // the next write or read of the server meets the same error
+}
+
+// writeHead writes the head that was held back. c.writing is held.
+func (c *Conn) writeHead() error {
+	head := c.takeHead()
+	if len(head) == 0 {
+		return nil
+	}
+	_, err := c.write(head)
+	return err
+}
+
+// write sends p, wherever the connection is. c.writing is held.
+func (c *Conn) write(p []byte) (int, error) {
+	written := 0
+	for written < len(p) {
+		if err := c.settle(); err != nil {
+			return written, err
+		}
+		n, err, moved := c.writeSome(p[written:])
+		written += n
+		if err != nil {
+			return written, err
+		}
+		if moved && n == 0 { // no credit, or a change of hands: wait for news
+			if err := c.waitWritable(); err != nil {
+				return written, err
+			}
+		}
+	}
+	return written, nil
+}
+
+// writeSome sends what can be sent at once: all of p locally, or as much as the credit allows through the host.
+func (c *Conn) writeSome(p []byte) (n int, err error, through bool) {
+	c.mu.Lock()
+	if c.end.Phase() == lease.Local {
+		c.mu.Unlock() // nothing but ReadFrom, which needs c.writing, makes a local connection leave
+		n, err = c.tcp.Write(p)
+		c.agent.stats.count(func(s *Counts) { s.LocalBytes += uint64(n) })
+		return n, err, false
+	}
+	defer c.mu.Unlock()
+	if c.end.Phase() != lease.Leased || c.outEnd {
+		return 0, nil, true
+	}
+	for n < len(p) && c.credit > 0 {
+		part := p[n:min(len(p), n+min(c.credit, wire.MaxData))]
+		var flags wire.Flags
+		if n+len(part) < len(p) {
+			flags = wire.FlagMore
+		}
+		c.frame = wire.Append(c.frame[:0], c.session.ID, c.id, flags, wire.Data{Data: part})
+		if err := c.session.Write(c.frame); err != nil {
+			return n, nil, true // the session's end will tell
+		}
+		c.credit -= len(part)
+		c.dataSent += uint64(len(part))
+		n += len(part)
+	}
+	c.agent.stats.count(func(s *Counts) { s.Relayed += uint64(n) })
+	return n, nil, true
+}
+
+// settle waits until the connection is local or leased, and reports one that is over. c.writing is held.
+func (c *Conn) settle() error {
+	for {
+		c.mu.Lock()
+		phase, closed, failed, outEnd := c.end.Phase(), c.closed, c.failed, c.outEnd
+		c.mu.Unlock()
+		switch {
+		case closed:
+			return c.opError("write", net.ErrClosed)
+		case failed != nil:
+			return c.opError("write", failed)
+		case c.sendUntil.passed():
+			return c.opError("write", os.ErrDeadlineExceeded)
+		case outEnd && phase == lease.Leased:
+			return c.opError("write", os.NewSyscallError("write", errPipe))
+		case phase == lease.Local || phase == lease.Leased:
+			return nil
+		}
+		if err := c.waitWritable(); err != nil {
+			return err
+		}
+	}
+}
+
+// waitWritable waits for news or the write deadline.
+func (c *Conn) waitWritable() error {
+	select {
+	case <-c.writable:
+		return nil
+	case <-c.sendUntil.wait():
+		return c.opError("write", os.ErrDeadlineExceeded)
+	}
+}
+
+// hostFile is what a range of a shared file looks like to ReadFrom; package mediafs has such files.
+type hostFile interface {
+	io.Seeker
+	// HostFile names the file on the host and tells the read position, without touching the file.
+	HostFile() (file wire.FileRef, offset int64, ok bool)
+}
+
+// ReadFrom implements io.ReaderFrom. A range of a host file, the *io.LimitedReader over it that io.CopyN makes, goes through the host where the
+// policy, the kernel and the host allow; everything else is copied, with sendfile(2) where the connection is local.
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	n, done, err := c.sendRange(r)
+	if done || err != nil {
+		return n, err
+	}
+	if err := c.writeHead(); err != nil {
+		return n, err
+	}
+	m, err := c.copyFrom(r)
+	return n + m, err
+}
+
+// sendRange tries to send r through the host. done tells that all of it was sent; otherwise the caller sends the rest.
+func (c *Conn) sendRange(r io.Reader) (n int64, done bool, err error) {
+	limit, ok := r.(*io.LimitedReader)
+	source := r
+	if ok {
+		source = limit.R
+	}
+	f, ok := source.(hostFile)
+	if !ok {
+		if limit == nil || limit.N > 0 {
+			c.refuse(wire.ReasonNotHostFile)
+		}
+		return 0, false, nil
+	}
+	file, offset, ok := f.HostFile()
+	if !ok {
+		c.refuse(wire.ReasonNotHostFile)
+		return 0, false, nil
+	}
+	count := max(file.Size-offset, 0)
+	if limit != nil {
+		count = min(count, limit.N)
+	}
+	if count <= 0 {
+		return 0, false, nil
+	}
+	n, err = c.sendFile(wire.Send{File: file, Offset: offset, Count: count})
+	if n > 0 {
+		if limit != nil {
+			limit.N -= n
+		}
+		if _, serr := f.Seek(offset+n, io.SeekStart); serr != nil && err == nil {
+			err = serr
+		}
+	}
+	return n, n == count, err
+}
+
+// refuse counts a range that is served locally.
+func (c *Conn) refuse(reason wire.Reason) {
+	if c.agent.policy.Mode != Off {
+		c.agent.stats.fallback(reason)
+	}
+}
+
+// copyFrom sends r by the guest's own means. c.writing is held.
+func (c *Conn) copyFrom(r io.Reader) (int64, error) {
+	if err := c.settle(); err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	local := c.end.Phase() == lease.Local
+	c.mu.Unlock()
+	if local {
+		n, err := c.tcp.ReadFrom(r)
+		c.agent.stats.count(func(s *Counts) { s.LocalBytes += uint64(n) })
+		return n, err
+	}
+	return io.Copy(writerFunc(c.write), r)
+}
+
+// writerFunc makes a function an io.Writer.
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
