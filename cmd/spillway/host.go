@@ -1,0 +1,55 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"spillway/internal/config"
+	"spillway/internal/host"
+)
+
+const defaultHostConfig = "/etc/spillway/host.toml"
+
+func hostCommand() *cobra.Command {
+	var file string
+	var flags config.Host
+	cmd := &cobra.Command{
+		Use:   "host",
+		Short: "Run the host daemon, which sends files for the VMs of this machine",
+		Long: `Run the host daemon. It needs root. The file (see examples/host.toml) names the shares and the VMs; each VM needs three things, for instance
+as QEMU arguments:
+
+  the channel   -device virtio-serial-pci
+                -chardev socket,id=spillway,path=/run/spillway/vm0.sock,reconnect=1
+                -device virtserialport,chardev=spillway,name=spillway.0
+  the share     -fsdev local,id=media,path=/srv/media,security_model=none,readonly=on
+                -device virtio-9p-pci,fsdev=media,mount_tag=media
+  the NIC       -netdev tap,id=net0,... -device virtio-net-pci,netdev=net0   (routed through this machine, not bridged)
+
+SIGTERM drains it: clients go on, served by their VMs.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.LoadHost(file)
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("log-level") {
+				cfg.LogLevel = flags.LogLevel
+			}
+			if cmd.Flags().Changed("admin") {
+				cfg.Admin = flags.Admin
+			}
+			if err := cfg.Validate(); err != nil {
+				return err
+			}
+			d, err := host.New(cfg, newLogger(cfg.LogLevel))
+			if err != nil {
+				return err
+			}
+			return d.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVarP(&file, "config", "c", defaultHostConfig, "configuration file")
+	cmd.Flags().Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
+	cmd.Flags().StringVar(&flags.Admin, "admin", "", "unix socket for status and recalls, empty for none")
+	return cmd
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"spillway/internal/config"
+	"spillway/internal/dataset"
+	"spillway/internal/lab"
+)
+
+func labCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "Run a whole deployment on this machine, to try it out",
+	}
+	cmd.AddCommand(labUpCommand(), labDownCommand())
+	return cmd
+}
+
+// labFlags are what every command that makes a lab can be told.
+type labFlags struct {
+	vm        string
+	cache     string
+	link      string
+	threshold config.Size
+}
+
+func (f *labFlags) add(cmd *cobra.Command, defaultVM lab.Kind) {
+	f.threshold = config.DefaultServe().Offload.Threshold
+	cmd.Flags().StringVar(&f.vm, "vm", string(defaultVM), "the guest: qemu (a real VM) or netns (a network namespace that stands for one)")
+	cmd.Flags().StringVar(&f.cache, "cache", "build/cache", "where scripts/setup.sh has put the guest kernel, and where data sets are kept")
+	cmd.Flags().StringVar(&f.link, "link", "", "shape the client's link, as 1gbit or 100mbit; default: as fast as it goes")
+	cmd.Flags().Var(&f.threshold, "threshold", "smallest response that a connection is handed over for")
+}
+
+func (f *labFlags) options(name string, files string, out io.Writer) (lab.Options, error) {
+	bits, err := lab.ParseLink(f.link)
+	return lab.Options{
+		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: int64(f.threshold), LinkBits: bits,
+		Progress: func(step string) { fmt.Fprintln(out, "lab:", step) },
+	}, err
+}
+
+func labUpCommand() *cobra.Command {
+	var flags labFlags
+	var name, files string
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start a lab, leave it running and print what to try",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out := cmd.OutOrStdout()
+			file := "big.mp4"
+			if files == "" {
+				sets, err := lab.DemoFiles(cmd.Context(), flags.cache, func(step string) { fmt.Fprintln(out, "lab:", step) })
+				if err != nil {
+					return err
+				}
+				files, file = sets.Dir, sets.Sets[0].SegmentPath(0)
+			}
+			opts, err := flags.options(name, files, out)
+			if err != nil {
+				return err
+			}
+			opts.Detached = true
+			began := time.Now()
+			l, err := lab.Up(cmd.Context(), opts)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(out, "lab: up after %.1f s\n\n%s", time.Since(began).Seconds(), l.WhatToTry(file))
+			return nil
+		},
+	}
+	flags.add(cmd, lab.QEMU)
+	cmd.Flags().StringVar(&name, "name", "lab", "the lab's name; several can run side by side")
+	cmd.Flags().StringVar(&files, "files", "", "directory to share; default: a small data set")
+	return cmd
+}
+
+func labDownCommand() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Remove every trace of a lab",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := lab.Down(cmd.Context(), name)
+			if errors.Is(err, lab.ErrNoLab) {
+				names, _ := lab.List()
+				return fmt.Errorf("%w; there are: %v", err, names)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "lab", "the lab's name")
+	return cmd
+}
+
+func datasetCommand() *cobra.Command {
+	var dir, set string
+	var segments int
+	var seed uint64
+	cmd := &cobra.Command{
+		Use:   "dataset",
+		Short: "Generate a data set in the shape of the seed paper's Table I",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			m, err := dataset.Generate(cmd.Context(), dir, dataset.Spec{Set: set, Segments: segments, Seed: seed}, nil)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d segments, %.1f MB\n", dir, len(m.Segments), float64(m.SegmentBytes())/1e6)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "build/dataset", "where to")
+	cmd.Flags().StringVar(&set, "set", "tablet", "smarttv, tablet or mobile")
+	cmd.Flags().IntVar(&segments, "segments", 0, "how many; 0: as many as in Table I")
+	cmd.Flags().Uint64Var(&seed, "seed", 1, "of the content")
+	return cmd
+}

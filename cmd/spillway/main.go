@@ -1,0 +1,53 @@
+// Command spillway lets media servers in virtual machines stream at the speed of the host. README.md shows how to use it and
+// docs/architecture.md how it works. There is one file for each subcommand.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"spillway/internal/config"
+)
+
+func main() {
+	if isInit() {
+		os.Args = append(os.Args, "init")
+	}
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "spillway:", err)
+		os.Exit(1)
+	}
+}
+
+// run carries out the command line. SIGINT and SIGTERM end a command in order; a second one ends the process at once.
+func run() error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	return rootCommand().ExecuteContext(ctx)
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "spillway",
+		Short: "Streams media from virtual machines at the speed of the host",
+		Long: `Spillway lets a media server in a virtual machine hand its client's TCP connection to the host, which sends the file with
+sendfile(2) from the page cache that all VMs share. See README.md and docs/.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version(),
+	}
+	root.AddCommand(hostCommand(), serveCommand(), labCommand(), benchCommand(), doctorCommand(), datasetCommand(), initCommand())
+	return root
+}
+
+// newLogger logs to standard error; systemd and the lab keep it.
+func newLogger(level config.LogLevel) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level.Level()}))
+}

@@ -1,0 +1,23 @@
+package guest
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// AdminHandler serves the agent's counters:
+//
+//	GET  /stats        a Snapshot as JSON
+//	POST /stats/reset  sets the counters to zero
+func (a *Agent) AdminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a.Snapshot()) // a client that went away has no use for the error
+	})
+	mux.HandleFunc("POST /stats/reset", func(w http.ResponseWriter, _ *http.Request) {
+		a.stats.Reset()
+		w.WriteHeader(http.StatusNoContent)
+	})
+	return mux
+}

@@ -1,0 +1,75 @@
+// Package lab builds a whole deployment out of network namespaces on one machine: a client, a host with the daemon, and a guest that is a real
+// VM (QEMU, whose init is our own binary) or a namespace that stands for one. Demo, benches and tests run in it.
+//
+//	client ── eth0 ─ veth ─ client0 ── host ── guest0 ─ tap or veth ─ eth0 ── guest
+//	10.88.0.2                10.88.0.1      10.87.0.1                 10.87.0.2
+//
+// Everything runs as real processes of the spillway binary: the host daemon and a bare-metal media server in the host's namespace, and in the guest one
+// media server for each way to serve, on a port of its own. Names carry the lab's, so that labs of several checkouts stand
+// side by side; all state is below one directory, from which Down finds everything again.
+//
+// Needs root. The daemons never import it.
+package lab
+
+import "net/netip"
+
+// Addresses, the same in every lab: each has its own namespaces.
+var (
+	clientAddr4 = netip.MustParsePrefix("10.88.0.2/24")
+	clientAddr6 = netip.MustParsePrefix("fd88::2/64")
+	hostAddr4   = netip.MustParsePrefix("10.88.0.1/24")
+	hostAddr6   = netip.MustParsePrefix("fd88::1/64")
+	gateway4    = netip.MustParsePrefix("10.87.0.1/24")
+	gateway6    = netip.MustParsePrefix("fd87::1/64")
+	guestAddr4  = netip.MustParsePrefix("10.87.0.2/24")
+	guestAddr6  = netip.MustParsePrefix("fd87::2/64")
+)
+
+// Links of the host's namespace; the other end of each is eth0.
+const (
+	clientLink = "client0"
+	guestLink  = "guest0"
+	peerLink   = "eth0"
+)
+
+// Names inside the lab.
+const (
+	vmName    = "vm0"
+	shareName = "media"
+	urlPrefix = "/media/"
+)
+
+// Arm is a way to serve.
+type Arm string
+
+// The arms of the evaluation.
+const (
+	Baremetal Arm = "baremetal" // the media server on the host
+	VM        Arm = "vm"        // the same server in the guest, reading the share
+	Offload   Arm = "offload"   // the seed's way: the connection is handed over and back for each response
+	Lease     Arm = "lease"     // the connection stays on the host
+)
+
+// Arms in the order of the tables.
+func Arms() []Arm { return []Arm{Baremetal, VM, Offload, Lease} }
+
+// offloads tells whether an arm uses the host daemon.
+func (a Arm) offloads() bool { return a == Offload || a == Lease }
+
+// Ports of an arm's server.
+func (a Arm) port() uint16 {
+	return map[Arm]uint16{Baremetal: 8080, VM: 8080, Offload: 8081, Lease: 8082}[a]
+}
+
+func (a Arm) adminPort() uint16 { return a.port() + 1000 }
+
+// channelIndex numbers the virtio-serial ports, one for each arm that has a channel.
+func (a Arm) channelIndex() int { return map[Arm]int{Offload: 0, Lease: 1}[a] }
+
+// addr is where an arm's server listens.
+func (a Arm) addr() netip.Addr {
+	if a == Baremetal {
+		return hostAddr4.Addr()
+	}
+	return guestAddr4.Addr()
+}

@@ -1,0 +1,301 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"spillway/internal/guestinit"
+	"spillway/internal/netns"
+	"spillway/internal/qemu"
+)
+
+// Kind of guest.
+type Kind string
+
+// Kinds of guests.
+const (
+	QEMU  Kind = "qemu"  // a real VM
+	NetNS Kind = "netns" // a network namespace that stands for one
+)
+
+// StateRoot is where labs keep their state, each in a directory of its name.
+const StateRoot = "/run/spillway-lab"
+
+// Options of a lab.
+type Options struct {
+	Name      string // [a-z0-9-], at most 20 bytes
+	VM        Kind
+	Binary    string // the spillway binary; default: this program
+	Cache     string // where scripts/setup.sh put the guest kernel; QEMU only
+	Files     string // the directory that is shared
+	Threshold int64  // bytes, of the offloading arms
+	LinkBits  uint64 // bit/s on the link to the client, 0: as fast as it goes
+	Detached  bool   // outlive this process
+	Progress  func(step string)
+}
+
+// Lab is a running lab.
+type Lab struct {
+	Options
+	Dir                 string // state, logs and sockets
+	Client, Host, Guest *netns.Namespace
+
+	daemons map[string]*process
+	vm      *qemu.VM
+	control *guestinit.Control
+}
+
+var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,19}$`)
+
+// Up builds a lab. When it fails nothing is left of it but its logs, which the error quotes.
+func Up(ctx context.Context, opts Options) (*Lab, error) {
+	l, err := prepare(opts)
+	if err != nil {
+		return nil, err
+	}
+	err = l.topology()
+	if err == nil {
+		err = l.startAll(ctx)
+	}
+	if err == nil {
+		err = l.waitReady(ctx)
+	}
+	if err == nil {
+		err = l.saveState()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lab %s: %w", l.Name, err), l.Down())
+	}
+	return l, nil
+}
+
+// prepare checks the options and takes the lab's name.
+func prepare(opts Options) (*Lab, error) {
+	if !validName.MatchString(opts.Name) {
+		return nil, fmt.Errorf("lab name %q: use 1 to 20 of a to z, 0 to 9 and '-'", opts.Name)
+	}
+	if opts.VM != QEMU && opts.VM != NetNS {
+		return nil, fmt.Errorf("lab guest %q: use qemu or netns", opts.VM)
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("a lab needs root: it makes network namespaces")
+	}
+	if opts.Progress == nil {
+		opts.Progress = func(string) {}
+	}
+	var err error
+	if opts.Binary == "" {
+		if opts.Binary, err = os.Executable(); err != nil {
+			return nil, err
+		}
+	}
+	if opts.Files, err = filepath.Abs(opts.Files); err != nil {
+		return nil, err
+	}
+	l := &Lab{Options: opts, Dir: filepath.Join(StateRoot, opts.Name), daemons: map[string]*process{}}
+	if err := os.MkdirAll(StateRoot, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(l.Dir, 0o755); errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
+	} else if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// topology makes the namespaces and the links between them.
+func (l *Lab) topology() (err error) {
+	l.Progress("network namespaces")
+	for _, n := range []struct {
+		into **netns.Namespace
+		role string
+	}{{&l.Client, "client"}, {&l.Host, "host"}, {&l.Guest, "guest"}} {
+		if n.role == "guest" && l.VM == QEMU {
+			continue
+		}
+		if *n.into, err = netns.Named(namespaceName(l.Name, n.role)); err != nil {
+			return err
+		}
+		// The default of a new namespace is the machine's, which a lab must not depend on.
+		for _, which := range []string{"all", "default"} {
+			if err := (*n.into).Sysctl("net/ipv4/conf/"+which+"/rp_filter", "0"); err != nil {
+				return err
+			}
+		}
+	}
+	steps := []func() error{
+		func() error { return l.Host.Sysctl("net/ipv4/ip_forward", "1") },
+		func() error { return l.Host.Sysctl("net/ipv6/conf/all/forwarding", "1") },
+		func() error { return l.Host.Veth(clientLink, l.Client, peerLink) },
+		func() error { return l.Host.Addresses(clientLink, hostAddr4, hostAddr6) },
+		func() error { return l.Client.Addresses(peerLink, clientAddr4, clientAddr6) },
+		func() error { return l.Client.DefaultRoutes(hostAddr4.Addr(), hostAddr6.Addr()) },
+		l.guestLink,
+		func() error { return l.Host.Addresses(guestLink, gateway4, gateway6) },
+	}
+	if l.LinkBits > 0 {
+		steps = append(steps, func() error { return l.Host.Limit(clientLink, l.LinkBits) })
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// guestLink makes the link to the guest; a VM's other end is set up by its init.
+func (l *Lab) guestLink() error {
+	if l.VM == QEMU {
+		return l.Host.Tap(guestLink)
+	}
+	return errors.Join(
+		l.Host.Veth(guestLink, l.Guest, peerLink),
+		l.Guest.Addresses(peerLink, guestAddr4, guestAddr6),
+		l.Guest.DefaultRoutes(gateway4.Addr(), gateway6.Addr()),
+	)
+}
+
+func namespaceName(lab, role string) string { return "spw-" + lab + "-" + role }
+
+// startAll starts the daemons and the guest.
+func (l *Lab) startAll(ctx context.Context) error {
+	l.Progress("host daemon and bare-metal server")
+	if err := l.StartHost(); err != nil {
+		return err
+	}
+	if err := l.StartServer(Baremetal); err != nil {
+		return err
+	}
+	if l.VM == QEMU {
+		return l.startVM(ctx)
+	}
+	l.Progress("guest servers")
+	for _, arm := range []Arm{VM, Offload, Lease} {
+		if err := l.StartServer(arm); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Addr is where a client reaches an arm's server.
+func (l *Lab) Addr(arm Arm) string { return netip.AddrPortFrom(arm.addr(), arm.port()).String() }
+
+// URL is the address of a file for a client.
+func (l *Lab) URL(arm Arm, path string) string { return "http://" + l.Addr(arm) + urlPrefix + path }
+
+// DialContext connects from the client's namespace, for net/http and the load client.
+func (l *Lab) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	d := &net.Dialer{}
+	if deadline, ok := ctx.Deadline(); ok {
+		d.Deadline = deadline
+	}
+	return l.Client.Dial(d, network, address)
+}
+
+// HTTPClient is a client in the client's namespace with connections of its own.
+func (l *Lab) HTTPClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: l.DialContext, DisableCompression: true}}
+}
+
+// readyTimeout bounds the wait for a server whose machine is up.
+const readyTimeout = 20 * time.Second
+
+// waitReady waits until every server answers and every channel has its session.
+func (l *Lab) waitReady(ctx context.Context) error {
+	l.Progress("servers and channels")
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for _, arm := range Arms() {
+		if err := l.WaitArm(ctx, arm); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WaitArm waits until an arm's server answers and, if it offloads, has its session with the host.
+func (l *Lab) WaitArm(ctx context.Context, arm Arm) error {
+	var last error
+	for {
+		if last = l.armReady(ctx, arm); last == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("arm %s is not ready: %w\n%s", arm, last, l.logTails())
+		case <-time.After(5 * time.Millisecond):
+		}
+		for _, p := range l.daemons {
+			if p.exited() {
+				return fmt.Errorf("%s has ended\n%s", p.name, l.logTails())
+			}
+		}
+	}
+}
+
+func (l *Lab) armReady(ctx context.Context, arm Arm) error {
+	stats, err := l.ServerStats(ctx, arm)
+	if err != nil {
+		return err
+	}
+	if arm.offloads() && stats.Host != "up" {
+		return fmt.Errorf("its host is %q", stats.Host)
+	}
+	return nil
+}
+
+// get reads a small document from inside the client's namespace.
+func (l *Lab) get(ctx context.Context, method, url string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	c := l.HTTPClient()
+	defer c.CloseIdleConnections()
+	resp, err := c.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		return nil, fmt.Errorf("%s %s: %s", method, url, resp.Status)
+	}
+	return body, nil
+}
+
+// Accelerator is what runs the guest's instructions: kvm, tcg, or none for a namespace.
+func (l *Lab) Accelerator() string {
+	if l.vm == nil {
+		return "none"
+	}
+	return string(l.vm.Accel())
+}
+
+// QEMUVersion is QEMU's version, or empty.
+func (l *Lab) QEMUVersion() string {
+	if l.vm == nil {
+		return ""
+	}
+	return l.vm.Version().String()
+}
+
+// GuestCounters are the bytes that have gone to and from the guest's network card, seen from the host: Tx to the guest, Rx from it.
+func (l *Lab) GuestCounters() (netns.Counters, error) { return l.Host.Counters(guestLink) }

@@ -1,0 +1,216 @@
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"spillway/internal/config"
+	"spillway/internal/netns"
+)
+
+// process is a daemon of the lab.
+type process struct {
+	name  string
+	pid   int
+	ended <-chan error
+	gone  bool // ended was read
+}
+
+// startProcess starts the binary inside a namespace; its output goes to NAME.log in the lab's directory, behind what an earlier run wrote.
+func (l *Lab) startProcess(name string, ns *netns.Namespace, args ...string) error {
+	log, err := os.OpenFile(l.LogPath(name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(l.Binary, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// A group of its own: an interrupt typed at the terminal is for the lab's owner.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if l.Detached {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
+	ended, err := ns.Start(cmd)
+	if err != nil {
+		return err
+	}
+	l.daemons[name] = &process{name: name, pid: cmd.Process.Pid, ended: ended}
+	return nil
+}
+
+func (p *process) exited() bool {
+	if !p.gone {
+		select {
+		case <-p.ended:
+			p.gone = true
+		default:
+		}
+	}
+	return p.gone
+}
+
+// stopGrace is how long a daemon may take to end by itself.
+const stopGrace = 15 * time.Second
+
+// signal sends sig to a daemon and waits for its end.
+func (l *Lab) signal(name string, sig syscall.Signal) error {
+	p := l.daemons[name]
+	if p == nil {
+		return fmt.Errorf("no process %s in the lab", name)
+	}
+	delete(l.daemons, name)
+	if p.exited() {
+		return nil
+	}
+	if err := syscall.Kill(p.pid, sig); err != nil {
+		return fmt.Errorf("%v %s: %w", sig, name, err)
+	}
+	select {
+	case <-p.ended:
+		return nil
+	case <-time.After(stopGrace):
+	}
+	_ = syscall.Kill(p.pid, syscall.SIGKILL)
+	<-p.ended
+	return fmt.Errorf("%s did not end within %v after %v and was killed", name, stopGrace, sig)
+}
+
+// LogPath is the log of one of the lab's processes: host, baremetal, vm, offload, lease; console for a VM.
+func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
+
+// logTails quotes the ends of all logs.
+func (l *Lab) logTails() string {
+	const tailBytes = 2000
+	var b strings.Builder
+	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log"))
+	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
+	for _, name := range append(logs, more...) {
+		text, err := os.ReadFile(name)
+		if err != nil || len(text) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "--- %s\n%s", filepath.Base(name), text[max(0, len(text)-tailBytes):])
+	}
+	return b.String()
+}
+
+const hostProcess = "host"
+
+// StartHost starts the host daemon.
+func (l *Lab) StartHost() error {
+	file := filepath.Join(l.Dir, "host.toml")
+	if err := os.WriteFile(file, []byte(l.hostConfig()), 0o644); err != nil {
+		return err
+	}
+	return l.startProcess(hostProcess, l.Host, "host", "--config", file)
+}
+
+// hostConfig is the daemon's configuration, as a user would write it.
+func (l *Lab) hostConfig() string {
+	return fmt.Sprintf(`# The host daemon of lab %s.
+admin = %q
+
+[[share]]
+name = %q
+path = %q
+
+[[vm]]
+name = %q
+channels = ["unix:%s", "unix:%s"]
+addresses = ["%s", "%s"]
+shares = [%q]
+`, l.Name, l.adminSocket(), shareName, l.Files, vmName, l.channelSocket(Offload), l.channelSocket(Lease),
+		guestAddr4.Addr(), guestAddr6.Addr(), shareName)
+}
+
+func (l *Lab) adminSocket() string { return filepath.Join(l.Dir, "admin.sock") }
+
+func (l *Lab) channelSocket(arm Arm) string { return filepath.Join(l.Dir, string(arm)+".sock") }
+
+// StopHost ends the host daemon with a signal and waits for it.
+func (l *Lab) StopHost(sig syscall.Signal) error { return l.signal(hostProcess, sig) }
+
+// StartServer starts an arm's media server in a namespace.
+func (l *Lab) StartServer(arm Arm) error {
+	ns := l.Guest
+	if arm == Baremetal {
+		ns = l.Host
+	}
+	return l.startProcess(string(arm), ns, l.serveArgs(arm, "unix:"+l.channelSocket(arm), l.Files)...)
+}
+
+// serveArgs are the arguments of an arm's media server.
+func (l *Lab) serveArgs(arm Arm, channel, mount string) []string {
+	args := []string{
+		"serve",
+		"--listen", fmt.Sprintf(":%d", arm.port()),
+		"--admin", fmt.Sprintf(":%d", arm.adminPort()),
+		"--share", shareName + ":" + urlPrefix + ":" + mount,
+	}
+	if !arm.offloads() {
+		return append(args, "--mode", string(config.ModeOff))
+	}
+	return append(args, "--mode", string(arm), "--channel", channel, "--threshold", fmt.Sprint(l.Threshold))
+}
+
+// KillServer kills an arm's media server. A guest's init starts it again by itself; in a namespace StartServer does.
+func (l *Lab) KillServer(arm Arm) error {
+	if l.VM == QEMU && arm != Baremetal {
+		return l.killInGuest(string(arm))
+	}
+	return l.signal(string(arm), syscall.SIGKILL)
+}
+
+// state is what Down needs to know of a lab that another process made.
+type state struct {
+	Name      string         `json:"name"`
+	VM        Kind           `json:"vm"`
+	Processes map[string]int `json:"processes"` // name to pid
+	Binary    string         `json:"binary"`    // what these pids run
+}
+
+func (l *Lab) statePath() string { return filepath.Join(l.Dir, "lab.json") }
+
+// saveState writes what Down needs to know.
+func (l *Lab) saveState() error {
+	s := state{Name: l.Name, VM: l.VM, Binary: l.Binary, Processes: map[string]int{}}
+	for name, p := range l.daemons {
+		s.Processes[name] = p.pid
+	}
+	text, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(l.statePath(), append(text, '\n'), 0o644)
+}
+
+// Down ends everything that the lab started and removes everything that it made.
+func (l *Lab) Down() error {
+	var errs []error
+	if l.control != nil {
+		l.control.Close()
+	}
+	errs = append(errs, l.stopVM())
+	for name := range l.daemons {
+		if name != hostProcess {
+			errs = append(errs, l.signal(name, syscall.SIGTERM))
+		}
+	}
+	if l.daemons[hostProcess] != nil {
+		errs = append(errs, l.StopHost(syscall.SIGTERM))
+	}
+	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest} {
+		if ns != nil {
+			errs = append(errs, netns.Delete(ns.Name), ns.Close())
+		}
+	}
+	errs = append(errs, os.RemoveAll(l.Dir))
+	return errors.Join(errs...)
+}

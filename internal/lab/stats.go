@@ -1,0 +1,62 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"spillway/internal/guest"
+)
+
+// ServerStats asks an arm's media server for its counters.
+func (l *Lab) ServerStats(ctx context.Context, arm Arm) (guest.Snapshot, error) {
+	var s guest.Snapshot
+	body, err := l.get(ctx, http.MethodGet, l.adminURL(arm, "/stats"))
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(body, &s)
+}
+
+// ResetServerStats sets them to zero.
+func (l *Lab) ResetServerStats(ctx context.Context, arm Arm) error {
+	_, err := l.get(ctx, http.MethodPost, l.adminURL(arm, "/stats/reset"))
+	return err
+}
+
+func (l *Lab) adminURL(arm Arm, path string) string {
+	return "http://" + netip.AddrPortFrom(arm.addr(), arm.adminPort()).String() + path
+}
+
+// HostAdmin calls the host daemon's admin socket and decodes its answer into out, unless that is nil.
+func (l *Lab) HostAdmin(ctx context.Context, method, path string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	var d net.Dialer
+	c := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", l.adminSocket())
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://host"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("host daemon: %s %s: %s", method, path, resp.Status)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(resp.Body).Decode(out)
+}
