@@ -61,7 +61,7 @@ func labUpCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				files, file = sets.Dir, sets.Sets[0].SegmentPath(0)
+				files, file = sets.Dir, sets.Sets[0].Paths()[0]
 			}
 			opts, err := flags.options(name, files, out)
 			if err != nil {

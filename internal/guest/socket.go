@@ -14,7 +14,7 @@ type socket struct {
 	raw     syscall.RawConn
 	freezer *tcprepair.Freezer
 	frozen  *tcpstate.State // as Extract found it, for Confirm
-	keep    tcpstate.KeepAlive
+	options *tcpstate.State // NoDelay, KeepAlive and Congestion, read before the first handover: servers do not change them later
 }
 
 // control runs f with the file descriptor.
@@ -26,25 +26,38 @@ func (s *socket) control(f func(fd int) error) error {
 	return err
 }
 
+// keepAlive is what Freeze has switched off.
+func (s *socket) keepAlive() tcpstate.KeepAlive {
+	if s.options == nil {
+		return tcpstate.KeepAlive{}
+	}
+	return s.options.KeepAlive
+}
+
 func (s *socket) Freeze() error {
 	return s.control(func(fd int) error {
-		keep, err := s.freezer.Freeze(fd)
-		s.keep = keep
-		return withReason(err)
+		if s.options == nil {
+			var options tcpstate.State
+			if err := tcprepair.ReadOptions(fd, &options); err != nil {
+				return withReason(err)
+			}
+			s.options = &options
+		}
+		return withReason(s.freezer.Freeze(fd))
 	})
 }
 
 func (s *socket) Extract(st *tcpstate.State) error {
 	return s.control(func(fd int) error {
+		st.NoDelay, st.KeepAlive, st.Congestion = s.options.NoDelay, s.options.KeepAlive, s.options.Congestion
 		err := tcprepair.Extract(fd, st)
-		st.KeepAlive = s.keep
 		s.frozen = st
 		return withReason(err)
 	})
 }
 
 func (s *socket) Thaw() error {
-	return s.control(func(fd int) error { return tcprepair.Thaw(fd, s.keep) })
+	return s.control(func(fd int) error { return tcprepair.Thaw(fd, s.keepAlive()) })
 }
 
 func (s *socket) Confirm() error {
@@ -56,7 +69,7 @@ func (s *socket) Park() error {
 }
 
 func (s *socket) Restore(st *tcpstate.State) error {
-	return s.control(func(fd int) error { return tcprepair.RestoreInPlace(fd, st, s.keep) })
+	return s.control(func(fd int) error { return tcprepair.RestoreInPlace(fd, st, s.keepAlive()) })
 }
 
 func (s *socket) Release() error { return s.control(tcprepair.Release) }

@@ -299,3 +299,6 @@ func (l *Lab) QEMUVersion() string {
 
 // GuestCounters are the bytes that have gone to and from the guest's network card, seen from the host: Tx to the guest, Rx from it.
 func (l *Lab) GuestCounters() (netns.Counters, error) { return l.Host.Counters(guestLink) }
+
+// URLPath is the path of a shared file in a URL.
+func URLPath(file string) string { return urlPrefix + file }

@@ -27,7 +27,7 @@ func (g *Guest) Handover(st *tcpstate.State, drain, send func() error) error {
 		return ErrPhase
 	}
 	if err := g.Socket.Freeze(); err != nil {
-		return g.undo(err)
+		return err // and nothing was done
 	}
 	if err := drain(); err != nil {
 		return g.undo(err)

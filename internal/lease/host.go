@@ -40,7 +40,7 @@ func (h *Host) Return(st *tcpstate.State, drain, send func() error) error {
 		return ErrPhase
 	}
 	if err := h.Socket.Freeze(); err != nil {
-		return h.undo(err)
+		return err // and nothing was done
 	}
 	if err := drain(); err != nil {
 		return h.undo(err)

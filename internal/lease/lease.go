@@ -16,7 +16,7 @@ import (
 // Socket is one TCP socket as the kernel's repair interface moves it; tcprepair does the work. Its states: live, frozen (no input is
 // processed), held (frozen and in repair mode: silent whatever happens), parked (held and without a connection).
 type Socket interface {
-	// Freeze: live → frozen.
+	// Freeze: live → frozen; after an error still live.
 	Freeze() error
 	// Extract: frozen → held, and fills all of the state but the addresses.
 	Extract(*tcpstate.State) error

@@ -106,7 +106,9 @@ type (
 	// Keep declines a Handback.
 	Keep struct{ Reason Reason }
 	// Released ends a lease after Taken.
-	Released struct{}
+	Released struct {
+		Busy uint64 // ns that the host spent on sending and draining: what the change of hands itself did not cost
+	}
 )
 
 // Magics, one for each direction and step, so that a search never takes one for the other.
@@ -114,6 +116,11 @@ const (
 	magicGreet = "SPILLWAY GREET\r\n"
 	magicHello = "SPILLWAY HELLO\r\n"
 	magicReady = "SPILLWAY READY\r\n"
+
+	// magicPrefix begins all of them: a search for it is one pass over the bytes, whatever a hostile side fills them with.
+	magicPrefix = "SPILLWAY "
+	// maxOpening is the longest payload with a magic, HELLO's. A search waits for no more bytes than these.
+	maxOpening = magicSize + 10
 )
 
 func (Greet) Type() Type    { return TypeGreet }
@@ -180,9 +187,9 @@ func (m Closed) appendTo(b []byte) []byte { return le.AppendUint16(b, uint16(m.R
 func (m Handback) appendTo(b []byte) []byte {
 	return append(le.AppendUint64(appendInt64(appendState(b, &m.State), m.Sent), m.Data), m.Tail...)
 }
-func (Taken) appendTo(b []byte) []byte    { return b }
-func (m Keep) appendTo(b []byte) []byte   { return le.AppendUint16(b, uint16(m.Reason)) }
-func (Released) appendTo(b []byte) []byte { return b }
+func (Taken) appendTo(b []byte) []byte      { return b }
+func (m Keep) appendTo(b []byte) []byte     { return le.AppendUint16(b, uint16(m.Reason)) }
+func (m Released) appendTo(b []byte) []byte { return le.AppendUint64(b, m.Busy) }
 
 // ValidShare reports whether s can name a share.
 func ValidShare(s string) bool { return len(s) > 0 && len(s) <= MaxShare }

@@ -22,7 +22,8 @@ func parseMagic(p []byte, magic string) (uint16, decoder, error) {
 	if string(d.take(magicSize)) != magic {
 		return 0, d, badFormat("no magic")
 	}
-	return d.u16(), d, nil
+	version := d.u16() // before d is copied
+	return version, d, nil
 }
 
 // ParseGreet decodes GREET.
@@ -78,8 +79,12 @@ func ParseStat(p []byte) (Stat, error) {
 func ParseAttr(p []byte) (Attr, error) {
 	d := decoder{b: p}
 	m := Attr{Reason: d.reason(), Size: d.i64(), MTime: d.i64()}
-	if d.err == nil && m.Size < 0 {
+	switch {
+	case d.err != nil:
+	case m.Size < 0:
 		return m, badFormat("size %d", m.Size)
+	case m.Reason != ReasonOK && (m.Size != 0 || m.MTime != 0):
+		return m, badFormat("attributes beside the reason %v", m.Reason)
 	}
 	return m, d.end()
 }
@@ -103,6 +108,9 @@ func ParseBytes(p []byte) (Bytes, error) {
 	m := Bytes{Reason: d.reason()}
 	d.zero(2)
 	m.Data = d.rest()
+	if len(m.Data) > MaxRead {
+		return m, badFormat("%d bytes, at most %d", len(m.Data), MaxRead)
+	}
 	return m, d.err
 }
 
@@ -121,8 +129,11 @@ func ParseRefused(p []byte) (Refused, error) {
 
 // ParseData decodes DATA. Data aliases p.
 func ParseData(p []byte) (Data, error) {
-	if len(p) == 0 {
+	switch {
+	case len(p) == 0:
 		return Data{}, badFormat("no data")
+	case len(p) > MaxData:
+		return Data{}, badFormat("%d bytes of data, at most %d", len(p), MaxData)
 	}
 	return Data{p}, nil
 }
@@ -187,6 +198,13 @@ func ParseHandback(p []byte) (Handback, error) {
 func ParseKeep(p []byte) (Keep, error) {
 	r, err := parseReason(p)
 	return Keep{r}, err
+}
+
+// ParseReleased decodes RELEASED.
+func ParseReleased(p []byte) (Released, error) {
+	d := decoder{b: p}
+	m := Released{d.u64()}
+	return m, d.end()
 }
 
 func checkRange(f FileRef, off, count int64) error {

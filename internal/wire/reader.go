@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"io"
+	"slices"
 )
 
 // readBufferSize holds a few of the largest frames, so that one read(2) can fetch many small ones.
@@ -10,24 +11,20 @@ const readBufferSize = 4 * (HeaderSize + MaxPayload)
 
 // Reader takes frames off a stream. It is not safe for concurrent use.
 type Reader struct {
-	src    io.Reader
-	buf    []byte
-	r, w   int // buf[r:w] is unread
-	magics [][]byte
+	src   io.Reader
+	buf   []byte
+	r, w  int    // buf[r:w] is unread
+	opens []Type // what Sync looks for
 }
 
 // NewHostReader reads what a guest sends: it synchronizes at GREET and READY.
-func NewHostReader(src io.Reader) *Reader { return newReader(src, magicGreet, magicReady) }
+func NewHostReader(src io.Reader) *Reader { return newReader(src, TypeGreet, TypeReady) }
 
 // NewGuestReader reads what a host sends: it synchronizes at HELLO.
-func NewGuestReader(src io.Reader) *Reader { return newReader(src, magicHello) }
+func NewGuestReader(src io.Reader) *Reader { return newReader(src, TypeHello) }
 
-func newReader(src io.Reader, magics ...string) *Reader {
-	r := &Reader{src: src, buf: make([]byte, readBufferSize)}
-	for _, m := range magics {
-		r.magics = append(r.magics, []byte(m))
-	}
-	return r
+func newReader(src io.Reader, opens ...Type) *Reader {
+	return &Reader{src: src, buf: make([]byte, readBufferSize), opens: opens}
 }
 
 // Next returns the next frame. The payload is valid until the following call. An error that matches ErrFormat means that the stream is out
@@ -49,38 +46,36 @@ func (r *Reader) Next() (Header, []byte, error) {
 	return h, payload, nil
 }
 
-// Sync drops bytes until a frame begins that carries one of the reader's magics and is valid as a whole, and returns this frame, like
-// Next. The bytes of an unfinished frame of a dead session are searched too.
+// Sync drops bytes until a frame begins that opens a session towards this reader and is valid as a whole, and returns this frame, like
+// Next. The bytes of an unfinished frame of a dead session are searched too. After an error of the stream, Sync may be called again.
 func (r *Reader) Sync() (Header, []byte, error) {
 	for {
-		at := -1
-		for _, m := range r.magics {
-			if i := bytes.Index(r.buf[r.r:r.w], m); i >= 0 && (at < 0 || i < at) {
-				at = i
-			}
-		}
-		if at < HeaderSize {
-			if at >= 0 { // a magic whose header is lost
-				r.r += at + 1
-				continue
-			}
+		at := bytes.Index(r.buf[r.r:r.w], []byte(magicPrefix))
+		switch {
+		case at < 0:
 			// Keep what may be the beginning of a frame with a magic.
-			r.r = max(r.r, r.w-(HeaderSize+magicSize-1))
+			r.r = max(r.r, r.w-(HeaderSize+len(magicPrefix)-1))
 			if err := r.read(); err != nil {
 				return Header{}, nil, err
 			}
 			continue
-		}
-		r.r += at - HeaderSize
-		h, err := parseHeader(r.buf[r.r:r.w])
-		if err == nil && h.Length <= 64 { // no frame with a magic is longer
-			if h, payload, err := r.Next(); err != nil {
-				return h, payload, err
-			} else if _, err := Parse(h.Type, payload); err == nil {
-				return h, payload, nil
-			}
+		case at < HeaderSize: // a magic whose header is lost
+			r.r += at + 1
 			continue
 		}
+		r.r += at - HeaderSize
+		if h, err := parseHeader(r.buf[r.r:r.w]); err == nil && slices.Contains(r.opens, h.Type) && h.Length <= maxOpening {
+			size := HeaderSize + int(h.Length)
+			if err := r.fill(size); err != nil {
+				return Header{}, nil, err
+			}
+			payload := r.buf[r.r+HeaderSize : r.r+size : r.r+size]
+			if _, err := Parse(h.Type, payload); err == nil {
+				r.r += size
+				return h, payload, nil
+			}
+		}
+		// Not a frame: only its magic is passed over, since the frame that is looked for may begin in what its length claims.
 		r.r += HeaderSize + 1
 	}
 }

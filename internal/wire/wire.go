@@ -18,13 +18,12 @@ const (
 	HeaderSize     = 16
 	MaxPayload     = 64 << 10
 	MaxData        = MaxPayload
-	MaxRead        = MaxPayload - bytesPrefix
+	MaxRead        = MaxPayload - 8
 	MaxSendHeader  = 32 << 10
 	MaxTail        = 64
 	MaxShare       = 64
 	MaxPath        = 1024
 	magicSize      = 16
-	bytesPrefix    = 4
 	stateFixedSize = 80
 )
 
@@ -59,8 +58,6 @@ const (
 	TypeTaken    Type = 27
 	TypeKeep     Type = 28
 	TypeReleased Type = 29
-
-	typeLimit = 30
 )
 
 // Flags of a frame; their meaning depends on the type.
@@ -132,7 +129,7 @@ func kindOf(t Type) kind {
 	case TypeKeep:
 		return kind{"KEEP", false, 0, func(p []byte) (Message, error) { return ParseKeep(p) }}
 	case TypeReleased:
-		return kind{"RELEASED", false, 0, func(p []byte) (Message, error) { return Released{}, parseEmpty(p) }}
+		return kind{"RELEASED", false, 0, func(p []byte) (Message, error) { return ParseReleased(p) }}
 	}
 	return kind{}
 }

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"spillway/internal/bench"
+	"spillway/internal/evaluation"
+	"spillway/internal/guest"
+	"spillway/internal/lab"
+)
+
+func benchCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure, in a lab of its own on this machine",
+		Long: `Measure, in a lab of its own on this machine. All arms of a bench run in one lab, interleaved; every body's SHA-256 is checked in a pass
+that is not timed. docs/bench.md explains the figures.`,
+	}
+	cmd.AddCommand(benchDemoCommand(), benchRequestCommand(), benchHandoverCommand())
+	return cmd
+}
+
+// benchFlags are what every bench can be told.
+type benchFlags struct {
+	labFlags
+	json   string
+	rounds int
+}
+
+func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
+	f.labFlags.add(cmd, defaultVM)
+	cmd.Flags().StringVar(&f.json, "json", "", "also write the figures to this file")
+	cmd.Flags().IntVar(&f.rounds, "rounds", rounds, "timed passes of each arm")
+}
+
+// run measures plan, prints the table and writes the JSON.
+func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation.Plan) (*bench.Report, error) {
+	plan.Rounds = f.rounds
+	opts, err := f.options(fmt.Sprintf("%s-%d", name, os.Getpid()), files, io.Discard)
+	if err != nil {
+		return nil, err
+	}
+	report, err := evaluation.Run(cmd.Context(), name, opts, f.link, plan, bench.NewProgress(os.Stderr))
+	if report != nil && len(report.Rows) > 0 {
+		fmt.Fprintln(cmd.OutOrStdout())
+		if werr := report.WriteTable(cmd.OutOrStdout()); werr != nil {
+			return report, werr
+		}
+		if f.json != "" {
+			if werr := report.WriteFile(f.json); werr != nil {
+				return report, werr
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "\nwritten to %s\n", f.json)
+		}
+	}
+	return report, err
+}
+
+func benchDemoCommand() *cobra.Command {
+	var flags benchFlags
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Stream small data sets in the shape of the seed's Table I through every arm",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			progress := bench.NewProgress(os.Stderr)
+			files, err := lab.DemoFiles(cmd.Context(), flags.cache, func(step string) { progress.Step("%s", step) })
+			if err != nil {
+				return err
+			}
+			progress.Done("")
+			report, err := flags.run(cmd, "demo", files.Dir, evaluation.Plan{Cases: evaluation.SetCases(files), Arms: lab.Arms()})
+			if err != nil {
+				return err
+			}
+			return verdict(report)
+		},
+	}
+	flags.add(cmd, lab.QEMU, 3)
+	return cmd
+}
+
+// verdict is an error when a body was wrong.
+func verdict(report *bench.Report) error {
+	for _, row := range report.Rows {
+		if row.Wrong > 0 {
+			return fmt.Errorf("%d wrong bodies in arm %s, %s", row.Wrong, row.Arm, row.Case)
+		}
+	}
+	return nil
+}
+
+func benchRequestCommand() *cobra.Command {
+	var flags benchFlags
+	var sizes []int64
+	var n, connections int
+	var arms []string
+	cmd := &cobra.Command{
+		Use:   "request",
+		Short: "Time per request for files of several sizes, keep-alive",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("threshold") {
+				flags.threshold = 0
+			}
+			dir := filepath.Join(flags.cache, "sizes")
+			cases, err := evaluation.SizeCases(dir, sizes, max(1, n/max(1, flags.rounds)))
+			if err != nil {
+				return err
+			}
+			plan := evaluation.Plan{Cases: cases, Connections: connections}
+			for _, a := range arms {
+				plan.Arms = append(plan.Arms, lab.Arm(a))
+			}
+			report, err := flags.run(cmd, "request", dir, plan)
+			if err != nil {
+				return err
+			}
+			return verdict(report)
+		},
+	}
+	flags.add(cmd, lab.NetNS, 5)
+	cmd.Flags().Int64SliceVar(&sizes, "sizes", []int64{4096, 65536, 288_600, 1_400_000, 10_500_000}, "file sizes, bytes")
+	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
+	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")
+	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"}, "arms to compare")
+	cmd.Flags().Lookup("threshold").DefValue = "0"
+	return cmd
+}
+
+func benchHandoverCommand() *cobra.Command {
+	var flags benchFlags
+	var n int
+	const size = 4096
+	cmd := &cobra.Command{
+		Use:   "handover",
+		Short: "What a handover and a handback cost, step by step",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			flags.threshold = 0
+			dir := filepath.Join(flags.cache, "sizes")
+			cases, err := evaluation.SizeCases(dir, []int64{size}, max(1, n/max(1, flags.rounds)))
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			report, err := flags.run(cmd, "handover", dir, evaluation.Plan{Cases: cases, Arms: []lab.Arm{lab.Offload, lab.Lease}})
+			if err != nil {
+				return err
+			}
+			printHandover(cmd.OutOrStdout(), report, time.Since(began))
+			return verdict(report)
+		},
+	}
+	flags.add(cmd, lab.NetNS, 5)
+	cmd.Flags().IntVarP(&n, "requests", "n", 5000, "requests of each arm, all rounds together")
+	return cmd
+}
+
+// printHandover says in words what the bench is about.
+func printHandover(w io.Writer, report *bench.Report, took time.Duration) {
+	for _, row := range report.Rows {
+		if round, ok := row.Steps[string(guest.StepRound)]; ok {
+			fmt.Fprintf(w, "\n%s: handover and handback, without sending and draining: median %.1f us, p99 %.1f us (%d of them)\n",
+				row.Arm, round.MedianUs, round.P99Us, row.Handbacks)
+		}
+		fmt.Fprintf(w, "%s: %d requests of %s, %d stalls over 150 ms\n", row.Arm, row.N, row.Case, row.Stalls)
+	}
+	fmt.Fprintf(w, "took %.0f s\n", took.Seconds())
+}

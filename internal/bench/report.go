@@ -1,0 +1,117 @@
+package bench
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Schema is the version of the report's JSON. A field may be added under the same version; nothing else may change.
+const Schema = 1
+
+// Report is what every bench writes. Its JSON is an interface: docs and plots are made from it.
+type Report struct {
+	Schema int    `json:"schema"`
+	Bench  string `json:"bench"` // "demo", "handover", …
+	Env    Env    `json:"env"`
+	Rows   []Row  `json:"rows"`
+}
+
+// Env is where the figures were measured. Unknown is empty or zero.
+type Env struct {
+	Accelerator string `json:"accelerator"` // "kvm", "tcg", or "none" for a lab without a VM
+	Kernel      string `json:"kernel"`      // the host's release
+	QEMU        string `json:"qemu"`
+	CPUs        int    `json:"cpus"`
+	Link        string `json:"link"` // "unshaped", "1 Gbit/s", …
+}
+
+// Row is one arm in one case.
+type Row struct {
+	Arm       string  `json:"arm"`
+	Case      string  `json:"case"`      // the data set, the size, …
+	N         int     `json:"n"`         // requests with the right body
+	Bytes     int64   `json:"bytes"`     // of their bodies
+	ElapsedS  float64 `json:"elapsed_s"` // on the wall
+	MBPerS    float64 `json:"mb_per_s"`  // 10^6 bytes
+	MedianUs  float64 `json:"median_us"` // of a request
+	P99Us     float64 `json:"p99_us"`
+	Wrong     int64   `json:"wrong"`  // wrong bodies and failed requests
+	Stalls    int64   `json:"stalls"` // waits of over 150 ms
+	Handovers int64   `json:"handovers"`
+	Handbacks int64   `json:"handbacks"`
+	Fallbacks Counts  `json:"fallbacks"` // local serving, by reason
+
+	// Steps are the parts of a handover or of a request, by name.
+	Steps map[string]Step `json:"steps,omitempty"`
+}
+
+// Step is the cost of a part.
+type Step struct {
+	MedianUs float64 `json:"median_us"`
+	P99Us    float64 `json:"p99_us"`
+}
+
+// Counts is a number by reason. Its JSON is an object also when it is nil.
+type Counts map[string]int64
+
+// MarshalJSON implements json.Marshaler.
+func (c Counts) MarshalJSON() ([]byte, error) {
+	if c == nil {
+		return []byte("{}"), nil
+	}
+	return json.Marshal(map[string]int64(c))
+}
+
+// NewReport returns a report without rows.
+func NewReport(bench string, env Env) *Report {
+	return &Report{Schema: Schema, Bench: bench, Env: env, Rows: []Row{}}
+}
+
+// WriteFile puts the report's JSON in place at once: a reader sees the old file or the new one. The directory is made when it is missing.
+func (r *Report) WriteFile(path string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("bench: write report: %w", err)
+		}
+	}()
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// ReadFile reads a report. Fields that this version does not know are ignored; another schema is an error.
+func ReadFile(path string) (*Report, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var r Report
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("bench: %s: %w", path, err)
+	}
+	if r.Schema != Schema {
+		return nil, fmt.Errorf("bench: %s has schema %d, this program reads %d", path, r.Schema, Schema)
+	}
+	return &r, nil
+}

@@ -1,0 +1,145 @@
+package bench
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// The arms that the others are compared with.
+const (
+	ArmBareMetal = "baremetal"
+	ArmVM        = "vm"
+)
+
+// tableWidth is the number of columns that the table keeps to, however many reasons of fallbacks there are.
+const tableWidth = 120
+
+// WriteTable writes the report as a table for people, of at most 120 columns, and behind it the rows' steps, if they have any.
+func (r *Report) WriteTable(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: accelerator %s, host kernel %s, QEMU %s, %d CPUs, link %s\n\n", r.Bench,
+		orDash(r.Env.Accelerator), orDash(r.Env.Kernel), orDash(r.Env.QEMU), r.Env.CPUs, orDash(r.Env.Link))
+	t := grid{
+		heads: [][]string{
+			{"", "", "seg-", "", "", "", "ratio", "ratio to", "hand-", "hand-", "wrong", "stalls", ""},
+			{"arm", "data set", "ments", "MB", "elapsed", "MB/s", "to vm", "baremetal", "overs", "backs", "bodies", ">150ms", "fallbacks"},
+		},
+		left: []bool{0: true, 1: true, 12: true},
+	}
+	for _, row := range r.Rows {
+		t.add(row.Fallbacks.lines(),
+			row.Arm, row.Case, strconv.Itoa(row.N), fixed(float64(row.Bytes)/1e6, 1), fixed(row.ElapsedS, 2)+"s", fixed(row.MBPerS, 1),
+			r.ratio(row, ArmVM), r.ratio(row, ArmBareMetal), count(row.Handovers), count(row.Handbacks), count(row.Wrong), count(row.Stalls))
+	}
+	t.write(&b)
+	r.writeSteps(&b)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// ratio compares a row's speed with that of another arm in the same case.
+func (r *Report) ratio(row Row, arm string) string {
+	i := slices.IndexFunc(r.Rows, func(other Row) bool { return other.Arm == arm && other.Case == row.Case })
+	if i < 0 || r.Rows[i].MBPerS <= 0 {
+		return "-"
+	}
+	return fixed(row.MBPerS/r.Rows[i].MBPerS, 2)
+}
+
+// writeSteps writes what the parts of a handover, a handback or a request cost.
+func (r *Report) writeSteps(b *strings.Builder) {
+	t := grid{heads: [][]string{{"arm", "case", "step", "median", "p99"}}, left: []bool{true, true, true, false, false}}
+	for _, row := range r.Rows {
+		for _, name := range slices.Sorted(maps.Keys(row.Steps)) {
+			step := row.Steps[name]
+			t.add(nil, row.Arm, row.Case, name, fixed(step.MedianUs, 1)+"us", fixed(step.P99Us, 1)+"us")
+		}
+	}
+	if len(t.rows) > 0 {
+		b.WriteByte('\n')
+		t.write(b)
+	}
+}
+
+// lines wraps the reasons into what the table has room for.
+func (c Counts) lines() []string {
+	const room = 19 // what the other columns, at their usual widths, leave of tableWidth
+	var lines []string
+	for _, reason := range slices.Sorted(maps.Keys(c)) {
+		if c[reason] == 0 {
+			continue
+		}
+		entry := fmt.Sprintf("%s %d", reason, c[reason])
+		last := len(lines) - 1
+		if last >= 0 && len(lines[last])+len(", ")+len(entry) <= room {
+			lines[last] += ", " + entry
+		} else {
+			lines = append(lines, entry)
+		}
+	}
+	if lines == nil {
+		lines = []string{"-"}
+	}
+	return lines
+}
+
+// grid is a table with aligned columns.
+type grid struct {
+	heads [][]string
+	left  []bool // columns that are aligned left; the others are numbers
+	rows  [][]string
+}
+
+// add adds a row; its last column, if there are lines for it, continues below.
+func (g *grid) add(lines []string, cells ...string) {
+	if len(lines) == 0 {
+		g.rows = append(g.rows, cells)
+		return
+	}
+	for i, line := range lines {
+		if i > 0 {
+			cells = make([]string, len(cells))
+		}
+		g.rows = append(g.rows, append(slices.Clone(cells), line))
+	}
+}
+
+func (g *grid) write(b *strings.Builder) {
+	all := slices.Concat(g.heads, g.rows)
+	widths := make([]int, len(g.left))
+	for _, row := range all {
+		for i, cell := range row {
+			widths[i] = max(widths[i], len([]rune(cell)))
+		}
+	}
+	for _, row := range all {
+		var line strings.Builder
+		for i, cell := range row {
+			if i > 0 {
+				line.WriteString("  ")
+			}
+			pad := strings.Repeat(" ", widths[i]-len([]rune(cell)))
+			if g.left[i] {
+				line.WriteString(cell + pad)
+			} else {
+				line.WriteString(pad + cell)
+			}
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+}
+
+func fixed(v float64, decimals int) string { return strconv.FormatFloat(v, 'f', decimals, 64) }
+
+func count(n int64) string { return strconv.FormatInt(n, 10) }
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
