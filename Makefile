@@ -1,0 +1,62 @@
+# `make` alone prints what there is. On a fresh Debian 12 machine, as root, `make demo` and `make test` do all the set-up themselves.
+SHELL := /bin/bash
+export CGO_ENABLED := 0
+CACHE := build/cache
+GO ?= go
+FUZZTIME ?= 20s
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build build/spillway
+	$(GO) build -trimpath -o build/spillway ./cmd/spillway
+
+.PHONY: setup
+setup: ## Install what is missing: QEMU, and a kernel for the VM (downloaded, not installed)
+	@scripts/setup.sh $(CACHE)
+
+.PHONY: demo
+demo: setup build ## Stream from a real VM through four arms, check every body, print the table
+	build/spillway bench demo --cache $(CACHE) --json build/demo.json
+
+.PHONY: test
+test: setup build ## Run all tests: units, namespaces, a real VM (root)
+	$(GO) test -timeout 20m -p 2 ./...
+
+.PHONY: test-unit
+test-unit: ## Run the tests that need no root
+	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
+
+.PHONY: race
+race: setup build ## Run the tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
+
+.PHONY: bench
+bench: setup build ## Measure requests and handovers in both labs; figures to build/
+	build/spillway bench handover --cache $(CACHE) --vm netns --json build/handover-netns.json
+	build/spillway bench handover --cache $(CACHE) --vm qemu --requests 2000 --json build/handover-qemu.json
+	build/spillway bench request --cache $(CACHE) --vm netns --json build/request-netns.json
+	build/spillway bench request --cache $(CACHE) --vm qemu --requests 500 --json build/request-qemu.json
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (default 20s)
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$target"; \
+	    $(GO) test $$pkg -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x; \
+	  done; \
+	done
+
+.PHONY: lint
+lint: ## Run gofmt, go vet and golangci-lint (built from tools/, which takes minutes the first time)
+	@test -z "$$(gofmt -l cmd internal)" || { gofmt -l cmd internal; echo "run gofmt -w on these files"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...
+
+.PHONY: clean
+clean: ## Remove what make built, but not the cache
+	rm -rf build/spillway build/*.json
