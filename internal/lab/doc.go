@@ -32,6 +32,12 @@ const (
 	peerLink   = "eth0"
 )
 
+// Interface indexes of the host's links; a new namespace gives small ones.
+const (
+	clientLinkIndex = 10
+	guestLinkIndex  = 11
+)
+
 // Names inside the lab.
 const (
 	vmName    = "vm0"

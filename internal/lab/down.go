@@ -84,12 +84,22 @@ func stopPid(name string, pid int, dir string) error {
 			return nil // it has ended
 		}
 		for deadline := time.Now().Add(step.grace); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-			if p.Signal(syscall.Signal(0)) != nil {
+			if hasEnded(pid) {
 				return nil
 			}
 		}
 	}
 	return fmt.Errorf("%s (pid %d) does not end", name, pid)
+}
+
+// hasEnded tells that a process is gone, or dead and not yet collected by its parent, which we are not.
+func hasEnded(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, after, _ := strings.Cut(string(stat), ") ") // the state follows the command's name in parentheses, proc_pid_stat(5)
+	return strings.HasPrefix(after, "Z")
 }
 
 // List names the labs that exist.

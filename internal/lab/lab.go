@@ -136,7 +136,7 @@ func (l *Lab) topology() (err error) {
 	steps := []func() error{
 		func() error { return l.Host.Sysctl("net/ipv4/ip_forward", "1") },
 		func() error { return l.Host.Sysctl("net/ipv6/conf/all/forwarding", "1") },
-		func() error { return l.Host.Veth(clientLink, l.Client, peerLink) },
+		func() error { return l.Host.Veth(clientLink, clientLinkIndex, l.Client, peerLink) },
 		func() error { return l.Host.Addresses(clientLink, hostAddr4, hostAddr6) },
 		func() error { return l.Client.Addresses(peerLink, clientAddr4, clientAddr6) },
 		func() error { return l.Client.DefaultRoutes(hostAddr4.Addr(), hostAddr6.Addr()) },
@@ -160,7 +160,7 @@ func (l *Lab) guestLink() error {
 		return l.Host.Tap(guestLink)
 	}
 	return errors.Join(
-		l.Host.Veth(guestLink, l.Guest, peerLink),
+		l.Host.Veth(guestLink, guestLinkIndex, l.Guest, peerLink),
 		l.Guest.Addresses(peerLink, guestAddr4, guestAddr6),
 		l.Guest.DefaultRoutes(gateway4.Addr(), gateway6.Addr()),
 	)

@@ -133,11 +133,13 @@ func (ns *Namespace) Up(link string) error {
 	return ns.link(link, netlink.LinkSetUp)
 }
 
-// Veth makes a link whose other end is peerLink in peer.
-func (ns *Namespace) Veth(link string, peer *Namespace, peerLink string) error {
+// Veth makes a link whose other end is peerLink in peer. Its index must be none that peer's namespace gives: when both ends have the same
+// one, the kernel takes the link for no pair, and delays its carrier by up to a second (linkwatch_urgent_event,
+// net/core/link_watch.c).
+func (ns *Namespace) Veth(link string, index int, peer *Namespace, peerLink string) error {
 	return ns.Do(func() error {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = link
+		attrs.Name, attrs.Index = link, index
 		err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: peerLink, PeerNamespace: netlink.NsFd(peer.handle)})
 		return wrap(err, "make link %s", link)
 	})

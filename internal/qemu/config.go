@@ -1,0 +1,206 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Accel is the way QEMU runs the guest's instructions.
+type Accel string
+
+const (
+	AccelAuto Accel = "auto" // KVM where it works, else TCG; asked for, never reported
+	AccelKVM  Accel = "kvm"
+	AccelTCG  Accel = "tcg"
+)
+
+// DefaultBinary is the QEMU program that is looked up in PATH when Config.Binary is empty.
+const DefaultBinary = "qemu-system-x86_64"
+
+// maxSocketPathBytes is what fits into sockaddr_un.sun_path with its NUL (include/uapi/linux/un.h).
+const maxSocketPathBytes = 107
+
+// Config describes a VM. RunDir exists and is the VM's own; Start puts console.log, qemu.log and the sockets there
+// and Stop removes the sockets.
+type Config struct {
+	Name      string
+	Binary    string // default: DefaultBinary
+	Kernel    string // an ELF file (Kernel.ELF) or a bzImage
+	Initrd    string // written by Initramfs.WriteFile
+	Append    string // more kernel parameters
+	MemoryMiB int    // default: 256
+	CPUs      int    // default: 1; under TCG a second one slows most things down
+	Accel     Accel  // default: AccelAuto
+	RunDir    string
+	Taps      []Tap
+	Shares    []Share9p
+	Channels  []Channel
+	QMPSocket string   // default: qmp.sock in RunDir
+	ExtraArgs []string // more QEMU arguments, for instance -incoming
+
+	// Detached lets the VM outlive this process: QEMU gets a session of its own and is not killed with us. Attach finds it
+	// again.
+	Detached bool
+}
+
+// Tap is one network interface of the guest, backed by an existing persistent tap on the host.
+type Tap struct {
+	IfName string
+	MAC    net.HardwareAddr
+	// NetNS is the path of the network namespace that the tap lives in; empty means that of the thread that calls Start.
+	// QEMU itself stays out of it: it gets the open tap.
+	NetNS string
+}
+
+// Share9p is a directory of the host that the guest can mount read-only with 9p.
+type Share9p struct {
+	Tag  string // the guest's name for it, at most 31 bytes
+	Path string
+}
+
+// Channel is one virtio-serial port of the guest, backed by a unix socket on the host.
+type Channel struct {
+	Name       string // what the guest finds in /sys/class/virtio-ports/*/name
+	SocketPath string
+	// Listen makes QEMU the server of the socket. By default it is the client: the host's daemon listens, QEMU connects
+	// every second until somebody does, and comes back after each restart of the daemon.
+	Listen bool
+}
+
+// withDefaults fills in what was left empty.
+func (c Config) withDefaults() Config {
+	if c.Binary == "" {
+		c.Binary = DefaultBinary
+	}
+	if c.MemoryMiB == 0 {
+		c.MemoryMiB = 256
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	if c.Accel == "" {
+		c.Accel = AccelAuto
+	}
+	if c.QMPSocket == "" {
+		c.QMPSocket = filepath.Join(c.RunDir, "qmp.sock")
+	}
+	return c
+}
+
+// validate refuses what QEMU would misunderstand or report in obscure words.
+func (c Config) validate() error {
+	if c.Name == "" || c.RunDir == "" || c.Kernel == "" {
+		return errors.New("Name, RunDir and Kernel must be set")
+	}
+	if !slices.Contains([]Accel{AccelAuto, AccelKVM, AccelTCG}, c.Accel) {
+		return fmt.Errorf("unknown accelerator %q; known are auto, kvm and tcg", c.Accel)
+	}
+	if c.MemoryMiB < 0 || c.CPUs < 0 {
+		return fmt.Errorf("%d MiB of memory and %d CPUs make no sense", c.MemoryMiB, c.CPUs)
+	}
+	sockets := []string{c.QMPSocket}
+	for _, ch := range c.Channels {
+		if ch.Name == "" {
+			return errors.New("a channel has no name")
+		}
+		sockets = append(sockets, ch.SocketPath)
+	}
+	for _, s := range sockets {
+		if s == "" || len(s) > maxSocketPathBytes {
+			return fmt.Errorf("socket path %q: must have 1 to %d bytes; use a shorter run directory", s, maxSocketPathBytes)
+		}
+	}
+	for _, t := range c.Taps {
+		if t.IfName == "" || len(t.MAC) != 6 {
+			return fmt.Errorf("tap %q with MAC %q: needs an interface name and a MAC of six bytes", t.IfName, t.MAC)
+		}
+	}
+	for _, s := range c.Shares {
+		if s.Tag == "" || len(s.Tag) > 31 || s.Path == "" { // MAX_TAG_LEN, hw/9pfs/virtio-9p.h
+			return fmt.Errorf("share %q at %q: needs a tag of 1 to 31 bytes and a path", s.Tag, s.Path)
+		}
+	}
+	return nil
+}
+
+// ownSockets are the paths that QEMU creates.
+func (c Config) ownSockets() []string {
+	sockets := []string{c.QMPSocket}
+	for _, ch := range c.Channels {
+		if ch.Listen {
+			sockets = append(sockets, ch.SocketPath)
+		}
+	}
+	return sockets
+}
+
+// ConsolePath is the file that gets what the guest writes to its serial console.
+func (c Config) ConsolePath() string { return filepath.Join(c.RunDir, "console.log") }
+
+// logPath is the file that gets what QEMU itself writes.
+func (c Config) logPath() string { return filepath.Join(c.RunDir, "qemu.log") }
+
+// firstExtraFD is the number of the first descriptor of os/exec's ExtraFiles.
+const firstExtraFD = 3
+
+// kernelParameters make a dying guest end QEMU: a panic reboots at once, by triple fault, which -no-reboot turns into an exit.
+const kernelParameters = "console=ttyS0 reboot=t panic=-1 quiet loglevel=3"
+
+// args returns QEMU's arguments. The open taps are descriptors from firstExtraFD on.
+//
+// q35, since microvm hangs under TCG (TSC calibration). The option ROM of the network card is for network boot only.
+func (c Config) args(v Version) []string {
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-name", escape(c.Name),
+		"-machine", "q35",
+	}
+	if c.Accel != AccelTCG {
+		args = append(args, "-accel", "kvm")
+	}
+	if c.Accel != AccelKVM {
+		args = append(args, "-accel", "tcg,thread=multi")
+	}
+	args = append(args,
+		"-cpu", "max", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprintf("%dM", c.MemoryMiB),
+		"-kernel", c.Kernel,
+	)
+	if c.Initrd != "" {
+		args = append(args, "-initrd", c.Initrd)
+	}
+	args = append(args,
+		"-append", strings.TrimSpace(kernelParameters+" "+c.Append),
+		"-chardev", "file,id=console,path="+escape(c.ConsolePath()), "-serial", "chardev:console",
+		"-chardev", "socket,id=qmp,path="+escape(c.QMPSocket)+",server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+	)
+	for i, t := range c.Taps {
+		args = append(args,
+			"-netdev", fmt.Sprintf("tap,id=net%d,fd=%d", i, firstExtraFD+i),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=", i, t.MAC))
+	}
+	for i, s := range c.Shares {
+		args = append(args,
+			"-fsdev", fmt.Sprintf("local,id=fs%d,path=%s,security_model=none,readonly=on,multidevs=remap", i, escape(s.Path)),
+			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=fs%d,mount_tag=%s", i, escape(s.Tag)))
+	}
+	if len(c.Channels) > 0 {
+		args = append(args, "-device", "virtio-serial-pci")
+	}
+	for i, ch := range c.Channels {
+		mode := "server=off," + v.reconnectOption()
+		if ch.Listen {
+			mode = "server=on,wait=off"
+		}
+		args = append(args,
+			"-chardev", fmt.Sprintf("socket,id=channel%d,path=%s,%s", i, escape(ch.SocketPath), mode),
+			"-device", fmt.Sprintf("virtserialport,chardev=channel%d,name=%s", i, escape(ch.Name)))
+	}
+	return append(args, c.ExtraArgs...)
+}
+
+// escape protects a value inside a comma-separated QEMU option: a comma is written twice.
+func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }

@@ -1,0 +1,34 @@
+package qemu
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestSetupCheck proves that scripts/setup.sh and FindKernel agree on where a kernel lies.
+func TestSetupCheck(t *testing.T) {
+	cache := t.TempDir()
+	check := func() (string, error) {
+		out, err := exec.Command("../../scripts/setup.sh", "--check", cache).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := check(); err == nil || !strings.Contains(out, "missing: guest kernel in "+cache) {
+		t.Errorf("--check of an empty cache: %v, %q", err, out)
+	}
+	boot := filepath.Join(cache, "kernel", "6.1.192-2", "boot")
+	if err := os.MkdirAll(boot, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(boot, "vmlinuz-6.1.0-56-amd64"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := check(); err != nil || out != "" {
+		t.Errorf("--check of a full cache: %v, %q", err, out)
+	}
+	if _, err := FindKernel(filepath.Join(cache, "kernel")); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Installs what Spillway's lab and tests need and what is missing, on Debian 12 as root:
+#
+#   qemu-system-x86   installed from Debian, without its recommended packages;
+#   a guest kernel    Debian's generic linux-image package, downloaded and unpacked below the cache directory, never
+#                     installed. The cloud flavour will not do: it lacks 9p.
+#
+# Usage: scripts/setup.sh [--check] [CACHE_DIR]
+#
+#   --check     change nothing; list what is missing and exit 1 when something is
+#   CACHE_DIR   default: build/cache in the checkout. The kernel goes to CACHE_DIR/kernel/<package version>/
+#
+# It reports each step on stderr. When nothing is missing it does nothing, silently and at once. Several checkouts may run it at the same time.
+set -euo pipefail
+
+readonly LOCK_WAIT_SECONDS=120 # another apt or dpkg may be at work
+readonly APT=(apt-get -qq
+  -o "DPkg::Lock::Timeout=$LOCK_WAIT_SECONDS"
+  -o APT::Sandbox::User=root # the _apt user cannot write below a root-only directory; apt would warn at each download
+  -o Acquire::Retries=3)
+
+# The download in progress; removed on every exit.
+work_dir=""
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+die() {
+  say "$*"
+  exit 1
+}
+
+remove_work_dir() {
+  [[ -z $work_dir ]] || rm -rf -- "$work_dir"
+}
+
+have_qemu() { command -v qemu-system-x86_64 >/dev/null; }
+
+# A kernel directory appears by one rename, so that what exists is whole.
+have_kernel() {
+  compgen -G "$1/kernel/[0-9]*/boot/vmlinuz-*" >/dev/null
+}
+
+# apt-get update fails at once when another process holds the lock of the package lists (DPkg::Lock::Timeout covers
+# dpkg's locks only): wait for it here.
+update_package_lists() {
+  local deadline=$((SECONDS + LOCK_WAIT_SECONDS)) output
+  say "updating the package lists"
+  until output=$("${APT[@]}" update 2>&1); do
+    if [[ $output != *"Could not get lock"* ]] || ((SECONDS >= deadline)); then
+      printf '%s\n' "$output" >&2
+      die "apt-get update failed: check the network and /etc/apt/sources.list"
+    fi
+    sleep 2
+  done
+}
+
+# Runs a step that needs package lists; when it fails because they are missing or stale, updates them and runs it again.
+with_package_lists() {
+  if ! "$@" 2>/dev/null; then
+    update_package_lists
+    "$@"
+  fi
+}
+
+install_qemu() {
+  DEBIAN_FRONTEND=noninteractive "${APT[@]}" install -y --no-install-recommends qemu-system-x86 >/dev/null
+}
+
+# Prints the concrete package behind the metapackage linux-image-amd64, for instance linux-image-6.1.0-56-amd64.
+kernel_package() {
+  apt-cache depends --important linux-image-amd64 |
+    sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*-amd64\)$/\1/p' | head -n 1 | grep .
+}
+
+download_kernel() {
+  (cd "$work_dir" && rm -f -- *.deb && "${APT[@]}" download "$1" >/dev/null)
+}
+
+fetch_kernel() {
+  local cache=$1 package deb version
+  mkdir -p "$cache/kernel"
+  work_dir=$(mktemp -d "$cache/kernel/.fetch.XXXXXX")
+
+  package=$(with_package_lists kernel_package) || die "Debian's linux-image-amd64 is not in the package lists"
+  say "downloading $package"
+  with_package_lists download_kernel "$package"
+
+  deb=$(compgen -G "$work_dir/*.deb") || die "apt-get download left no package behind"
+  version=$(dpkg-deb -f "$deb" Version)
+  say "unpacking $package $version into $cache/kernel/$version"
+  dpkg-deb -x "$deb" "$work_dir/root"
+  # Another run may have been faster. Its result is the same.
+  mv -T "$work_dir/root" "$cache/kernel/$version" 2>/dev/null || have_kernel "$cache" ||
+    die "cannot create $cache/kernel/$version"
+}
+
+main() {
+  local check=false cache="" missing=()
+  while (($#)); do
+    case $1 in
+      --check) check=true ;;
+      -h | --help)
+        sed -n '2,/^set -e/{/^set -e/d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        return
+        ;;
+      -*) die "unknown option $1; see --help" ;;
+      *) [[ -z $cache ]] || die "more than one cache directory; see --help"; cache=$1 ;;
+    esac
+    shift
+  done
+  cache=${cache:-$(dirname -- "${BASH_SOURCE[0]}")/../build/cache}
+
+  have_qemu || missing+=("qemu-system-x86 (Debian package)")
+  have_kernel "$cache" || missing+=("guest kernel in $cache/kernel")
+  ((${#missing[@]})) || return 0
+  if $check; then
+    printf 'missing: %s\n' "${missing[@]}"
+    return 1
+  fi
+
+  command -v apt-get >/dev/null || die "needs a Debian system with apt-get; missing: ${missing[*]}"
+  mkdir -p "$cache"
+  cache=$(realpath -- "$cache")
+  trap remove_work_dir EXIT
+  trap 'exit 130' INT TERM
+  if ! have_qemu; then
+    ((EUID == 0)) || die "must run as root to install qemu-system-x86"
+    say "installing qemu-system-x86"
+    with_package_lists install_qemu
+  fi
+  have_kernel "$cache" || fetch_kernel "$cache"
+}
+
+main "$@"
