@@ -67,13 +67,17 @@ func (h *Host) undo(cause error) error {
 }
 
 // Taken is the event of TAKEN: the guest has the connection. Our socket becomes silent; the caller closes it and sends RELEASED then. After
-// an error it closes it and sends CLOSED: a byte of the client's was lost between the two sockets, and the guest resets the connection.
+// an error it closes it and sends CLOSED: a byte of the client's was lost between the two sockets. Both ends reset the connection then, as
+// CLOSED may not arrive.
 func (h *Host) Taken() error {
 	if h.phase != Returning {
 		return ErrPhase
 	}
 	h.phase = Gone
-	return errors.Join(h.Socket.Confirm(), h.Socket.Release())
+	if err := h.Socket.Confirm(); err != nil {
+		return errors.Join(err, h.Socket.Abort())
+	}
+	return h.Socket.Release()
 }
 
 // Kept is the event of KEEP: the lease goes on, unless an error is returned.
@@ -95,8 +99,10 @@ func (h *Host) Finish(abort bool) error {
 	switch {
 	case abort:
 		return h.Socket.Abort()
-	case returning:
-		return h.Socket.Thaw()
+	case returning: // a socket that stays held would close silently
+		err := h.undo(nil)
+		h.phase = Gone
+		return err
 	}
 	return nil
 }

@@ -1,0 +1,261 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"spillway/internal/channel"
+	"spillway/internal/config"
+	"spillway/internal/redirect"
+	"spillway/internal/share"
+	"spillway/internal/tcprepair"
+)
+
+// poolSize is how many sockets of each family wait for a handover: as many as may come in the time that it takes to make new ones.
+const poolSize = 64
+
+// Daemon is the host daemon. Make it with New, run it once with Run.
+type Daemon struct {
+	// Trace, if set before Run, is told how long each step of a change of hands took. It is called by many goroutines.
+	Trace func(step string, d time.Duration)
+
+	cfg    config.Host
+	env    environment
+	log    *slog.Logger
+	kernel kernel
+	shares map[string]*share.Share
+	vms    []*vm
+
+	started  time.Time
+	buffers  sync.Pool      // of *buffer
+	running  sync.WaitGroup // goroutines of leases and desks
+	active   atomic.Int64   // leases whose sender runs
+	draining atomic.Bool
+	ran      atomic.Bool
+}
+
+// Steps that Trace is told of.
+const (
+	StepRestore = "restore" // HANDOVER to GRANTED
+	StepSend    = "send"    // a SEND, until its last byte is in the socket's buffer
+	StepDrain   = "drain"   // until the client has acknowledged everything
+	StepExtract = "extract" // freeze and extract
+	StepRelease = "release" // HANDBACK to RELEASED: mostly the guest's time
+)
+
+// environment is what a test replaces to run the daemon in a network namespace that is not the process's.
+type environment struct {
+	do      func(func() error) error // runs a function in the network namespace
+	sockets func(f *tcprepair.Freezer, size int) sockets
+}
+
+func hostEnvironment() environment {
+	return environment{
+		do:      func(f func() error) error { return f() },
+		sockets: func(f *tcprepair.Freezer, size int) sockets { return tcprepair.NewPool(f, size) },
+	}
+}
+
+// New checks cfg against this machine and opens its shares. The caller calls Run, or Close.
+func New(cfg config.Host, logger *slog.Logger) (*Daemon, error) {
+	return newDaemon(cfg, logger, hostEnvironment())
+}
+
+func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if err := env.do(func() error { return foreignAddresses(cfg.VMs) }); err != nil {
+		return nil, err
+	}
+	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]*share.Share), started: time.Now()}
+	d.buffers.New = func() any { return new(buffer) }
+	files := 0
+	for _, v := range cfg.VMs {
+		files += v.MaxOpenFiles
+	}
+	for _, s := range cfg.Shares {
+		// Twice, so that a VM that uses all that it may does not keep the others from their files, and idle ones stay open.
+		opened, err := share.Open(s.Name, s.Path, share.Options{MaxOpenFiles: max(2*files, share.DefaultMaxOpenFiles)})
+		if err != nil {
+			d.Close()
+			return nil, err
+		}
+		d.shares[s.Name] = opened
+	}
+	for _, c := range cfg.VMs {
+		v, err := newVM(d, c, d.shares)
+		if err != nil {
+			d.Close()
+			return nil, err
+		}
+		d.vms = append(d.vms, v)
+	}
+	return d, nil
+}
+
+// foreignAddresses checks that no VM's address is one of this machine: the host's own connections would be the VM's to claim.
+func foreignAddresses(vms []config.VM) error {
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("list this host's addresses: %w", err)
+	}
+	var errs []error
+	for _, v := range vms {
+		for _, a := range v.Addresses {
+			for _, o := range own {
+				p, err := netip.ParsePrefix(o.String())
+				if err == nil && p.Addr().Unmap() == a {
+					errs = append(errs, fmt.Errorf("VM %s: %v is an address of this host; list the addresses that the VM itself has", v.Name, a))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close closes what New opened. Run does it too.
+func (d *Daemon) Close() {
+	for _, s := range d.shares {
+		s.Close()
+	}
+}
+
+// Run installs the redirect, listens at the channels of all VMs and serves until ctx is done. Then it drains: it tells the guests, gives the
+// connections back that can be, waits for the others up to the drain timeout, and closes what remains. When it returns, nothing is left
+// of all that it has made; an error says what could not be installed, or not removed.
+func (d *Daemon) Run(ctx context.Context) (err error) {
+	defer d.Close()
+	if d.ran.Swap(true) {
+		return errors.New("host: Run was called twice")
+	}
+	if err := d.openKernel(); err != nil {
+		return err
+	}
+	defer d.closeKernel()
+	var installed *redirect.Redirect
+	err = d.env.do(func() (err error) {
+		r := d.cfg.Redirect
+		installed, err = redirect.Install(redirect.Config{
+			Table: r.Table, Mark: r.Mark, RouteTable: int(r.RouteTable), RulePriority: int(r.Priority),
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// After all sockets are closed: a packet that came later would reach the guest, which answers with a RST.
+	defer func() { err = errors.Join(err, installed.Remove()) }()
+	if installed.IPv6Off != nil {
+		d.log.Warn("IPv6 connections stay in the VMs", "reason", installed.IPv6Off)
+	}
+
+	listeners, err := d.listen()
+	if err != nil {
+		return err
+	}
+	admin, err := d.serveAdmin()
+	if err != nil {
+		for _, l := range listeners {
+			err = errors.Join(err, l.listener.Close())
+		}
+		return err
+	}
+	defer admin.close()
+	d.serve(ctx, listeners)
+	return nil
+}
+
+// openKernel loads what all leases use.
+func (d *Daemon) openKernel() error {
+	freezer, err := tcprepair.NewFreezer()
+	if err != nil {
+		return err
+	}
+	names, err := tcprepair.CongestionControls()
+	if err != nil {
+		return errors.Join(err, freezer.Close())
+	}
+	d.kernel = kernel{freezer: freezer, pool: d.env.sockets(freezer, poolSize), congestion: make(map[string]bool)}
+	for _, n := range names {
+		d.kernel.congestion[n] = true
+	}
+	return nil
+}
+
+func (d *Daemon) closeKernel() {
+	d.kernel.pool.Close()
+	_ = d.kernel.freezer.Close() // closing a program's descriptor cannot fail in a way that leaves something
+}
+
+// vmListener is one channel of one VM.
+type vmListener struct {
+	vm       *vm
+	listener channel.Listener
+}
+
+// listen listens at all channels, or at none.
+func (d *Daemon) listen() ([]vmListener, error) {
+	var all []vmListener
+	for _, v := range d.vms {
+		for _, a := range v.channels {
+			l, err := channel.Listen(a)
+			if err != nil {
+				for _, open := range all {
+					err = errors.Join(err, open.listener.Close())
+				}
+				return nil, fmt.Errorf("VM %s: %w", v.name, err)
+			}
+			all = append(all, vmListener{v, l})
+		}
+	}
+	return all, nil
+}
+
+// serve serves until ctx is done, drains, and returns when no goroutine of the daemon runs any more.
+func (d *Daemon) serve(ctx context.Context, listeners []vmListener) {
+	// The channels outlive ctx: the guests must hear of the end.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var channels, sweeper sync.WaitGroup
+	for _, l := range listeners {
+		channels.Go(func() {
+			_ = channel.Serve(serving, l.listener, l.vm.serve, l.vm.log) // its error is the end of serving
+		})
+	}
+	swept, stopSweeper := context.WithCancel(serving)
+	sweeper.Go(func() { d.sweep(swept) })
+	d.log.Info("host daemon serves", "vms", len(d.vms), "channels", len(listeners))
+
+	<-ctx.Done()
+	d.drain()
+	stop()
+	channels.Wait()
+	d.stopLeases()
+	d.running.Wait()
+	stopSweeper()
+	sweeper.Wait()
+	d.log.Info("host daemon has stopped")
+}
+
+// now is the time if somebody wants to know how long a step takes.
+func (d *Daemon) now() time.Time {
+	if d.Trace == nil {
+		return time.Time{}
+	}
+	return time.Now()
+}
+
+// step reports a step that began when now was called.
+func (d *Daemon) step(name string, began time.Time) {
+	if d.Trace != nil {
+		d.Trace(name, time.Since(began))
+	}
+}

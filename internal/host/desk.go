@@ -1,0 +1,187 @@
+package host
+
+import (
+	"errors"
+	"io"
+	"sync"
+
+	"spillway/internal/wire"
+)
+
+// Bounds of what a guest may have waiting at the desk of a session.
+const (
+	deskWorkers    = 2    // so that one read from a slow disk does not hold up the other requests
+	maxRequests    = 64   // STAT and READ; more are answered with the reason limit
+	maxDeskEntries = 1024 // everything; more is a flood, which ends the session
+)
+
+// entry is one thing to answer.
+type entry struct {
+	kind   wire.Type // STAT, READ, HANDOVER (refused) or DRAIN
+	id     uint32
+	reason wire.Reason // the answer if it is known already
+	read   wire.Read   // of a STAT, only share and path
+}
+
+// desk answers for the handler, which must not wait: neither for a disk, nor for a guest that takes no answers.
+type desk struct {
+	handler *handler
+
+	mu      sync.Mutex
+	work    sync.Cond
+	entries []entry
+	waiting int // STATs and READs among them
+	closed  bool
+}
+
+func newDesk(h *handler) *desk {
+	d := &desk{handler: h}
+	d.work.L = &d.mu
+	for range deskWorkers {
+		h.vm.daemon.running.Go(d.run)
+	}
+	return d
+}
+
+// request takes a STAT or READ.
+func (d *desk) request(head wire.Header, payload []byte) error {
+	e := entry{kind: head.Type, id: head.ID}
+	var err error
+	if head.Type == wire.TypeStat {
+		var m wire.Stat
+		m, err = wire.ParseStat(payload)
+		e.read.File.Share, e.read.File.Path = m.Share, m.Path
+	} else {
+		e.read, err = wire.ParseRead(payload)
+	}
+	if err != nil {
+		return err
+	}
+	return d.add(e)
+}
+
+// refuse answers a HANDOVER.
+func (d *desk) refuse(id uint32, reason wire.Reason) error {
+	return d.add(entry{kind: wire.TypeHandover, id: id, reason: reason})
+}
+
+// drain tells the guest that the daemon is stopping.
+func (d *desk) drain() { _ = d.add(entry{kind: wire.TypeDrain}) }
+
+func (d *desk) add(e entry) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.entries) >= maxDeskEntries {
+		return breach("%d requests wait for an answer", len(d.entries))
+	}
+	if e.kind == wire.TypeStat || e.kind == wire.TypeRead {
+		if d.waiting >= maxRequests {
+			e.reason = wire.ReasonLimit
+			e.read = wire.Read{} // its strings need not be kept
+		} else {
+			d.waiting++
+		}
+	}
+	d.entries = append(d.entries, e)
+	d.work.Signal()
+	return nil
+}
+
+func (d *desk) close() {
+	d.mu.Lock()
+	d.closed = true
+	d.entries = nil
+	d.mu.Unlock()
+	d.work.Broadcast()
+}
+
+// run answers until the session is over.
+func (d *desk) run() {
+	for {
+		e, ok := d.next()
+		if !ok {
+			return
+		}
+		d.answer(e)
+		if e.reason == wire.ReasonOK && e.kind != wire.TypeDrain {
+			d.mu.Lock()
+			d.waiting--
+			d.mu.Unlock()
+		}
+	}
+}
+
+func (d *desk) next() (entry, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for len(d.entries) == 0 {
+		if d.closed {
+			return entry{}, false
+		}
+		d.work.Wait()
+	}
+	e := d.entries[0]
+	d.entries = d.entries[1:]
+	return e, true
+}
+
+// answer writes the answer to e. That the session is over meanwhile need not be known here.
+func (d *desk) answer(e entry) {
+	h := d.handler
+	switch e.kind {
+	case wire.TypeDrain:
+		_ = send(h, 0, 0, wire.Drain{})
+	case wire.TypeHandover:
+		_ = send(h, e.id, 0, wire.Refused{Reason: e.reason})
+	case wire.TypeStat:
+		m := wire.Attr{Reason: e.reason}
+		if m.Reason == wire.ReasonOK {
+			m.Size, m.MTime, m.Reason = h.vm.stat(e.read.File)
+		}
+		count(&h.vm.counters.failed, m.Reason)
+		_ = send(h, e.id, 0, m)
+	case wire.TypeRead:
+		m := wire.Bytes{Reason: e.reason}
+		buf := h.vm.daemon.buffers.Get().(*buffer)
+		defer h.vm.daemon.buffers.Put(buf)
+		if m.Reason == wire.ReasonOK {
+			m.Data, m.Reason = h.vm.read(e.read, buf[:])
+		}
+		count(&h.vm.counters.failed, m.Reason)
+		_ = send(h, e.id, 0, m)
+	}
+}
+
+func (v *vm) stat(ref wire.FileRef) (size, mtimeNs int64, reason wire.Reason) {
+	s := v.shares[ref.Share]
+	if s == nil {
+		return 0, 0, wire.ReasonShareUnknown
+	}
+	size, mtimeNs, err := s.Stat(ref.Path)
+	if err != nil {
+		return 0, 0, v.fileReason(err)
+	}
+	return size, mtimeNs, wire.ReasonOK
+}
+
+// read returns the bytes of a READ, in buf.
+func (v *vm) read(m wire.Read, buf []byte) ([]byte, wire.Reason) {
+	f, reason := v.acquire(m.File)
+	if reason != wire.ReasonOK {
+		return nil, reason
+	}
+	defer v.release(f)
+	n, err := f.ReadAt(buf[:m.Count], m.Offset) // m.Count is at most wire.MaxRead
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, v.fileReason(err)
+	}
+	return buf[:n], wire.ReasonOK
+}
+
+// reasonOf finds the reason in an error.
+func reasonOf(err error) wire.Reason {
+	if r, ok := errors.AsType[wire.Reason](err); ok {
+		return r
+	}
+	return wire.ReasonKernel
+}

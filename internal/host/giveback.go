@@ -1,0 +1,160 @@
+package host
+
+import (
+	"errors"
+	"runtime"
+	"time"
+
+	"spillway/internal/lease"
+	"spillway/internal/wire"
+)
+
+// Pauses of a drain. On a LAN the acknowledgement comes within microseconds of the last byte.
+const (
+	drainYields   = 16
+	drainSleepMin = 50 * time.Microsecond
+	drainSleepMax = time.Millisecond
+)
+
+// errUnsettled ends a return for which the connection is not idle after all.
+var errUnsettled = errors.New("the connection is not idle")
+
+// returnIdle gives an idle connection back.
+func (l *leaseConn) returnIdle() wire.Reason {
+	_, over := l.giveBack(-1, nil)
+	return over
+}
+
+// giveBack gives the connection back to the guest, if nothing is in the way, and waits for the guest's answer. sent and tail are those of
+// HANDBACK. returned false without an end means that the lease goes on, and that the tail is still to be sent.
+func (l *leaseConn) giveBack(sent int64, tail []byte) (returned bool, over wire.Reason) {
+	began, drainBegan := time.Now(), l.vm.daemon.now()
+	drained := l.drain()
+	l.busy += time.Since(began)
+	l.vm.daemon.step(StepDrain, drainBegan)
+	if !drained {
+		l.vm.counters.keeps.Add(1)
+		return false, wire.ReasonOK
+	}
+	if err := l.handBack(sent, tail); err != nil {
+		l.vm.counters.keeps.Add(1)
+		if l.end.Phase() != lease.Leased {
+			l.complainOnce("a connection broke while it was given back", err)
+			return false, wire.ReasonKernel
+		}
+		return false, wire.ReasonOK
+	}
+	releaseBegan := l.vm.daemon.now()
+	switch l.awaitAnswer() {
+	case wire.TypeTaken:
+		returned, over = l.release()
+		l.vm.daemon.step(StepRelease, releaseBegan)
+		return returned, over
+	case wire.TypeKeep:
+		l.vm.counters.keeps.Add(1)
+		l.busy = 0
+		if err := l.goOn(l.end.Kept); err != nil {
+			l.complainOnce("a connection broke that the guest did not take back", err)
+			return false, wire.ReasonKernel
+		}
+	default: // the session has ended, or the lease must
+		if err := l.goOn(l.end.Lost); err != nil {
+			return false, wire.ReasonKernel
+		}
+	}
+	return false, wire.ReasonOK
+}
+
+// goOn makes the connection live again by an event of the lease, so that the receiver may read again.
+func (l *leaseConn) goOn(event func() error) error {
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+	err := event()
+	l.held = err != nil
+	return err
+}
+
+// drain waits until the client has acknowledged everything. It gives up when something else is to be done.
+func (l *leaseConn) drain() bool {
+	limit := time.Now().Add(l.vm.daemon.cfg.Limits.DrainTimeout.Value())
+	pause := drainSleepMin
+	for i := 0; ; i++ {
+		n, err := l.socket.unacked()
+		l.mu.Lock()
+		idle := err == nil && l.settled()
+		l.mu.Unlock()
+		switch {
+		case !idle:
+			return false
+		case n == 0:
+			return true
+		case i < drainYields:
+			runtime.Gosched()
+		case time.Now().After(limit):
+			return false
+		default:
+			time.Sleep(pause)
+			pause = min(2*pause, drainSleepMax)
+		}
+	}
+}
+
+// handBack freezes the connection and sends HANDBACK. After an error the lease goes on, unless its phase says otherwise.
+func (l *leaseConn) handBack(sent int64, tail []byte) (err error) {
+	began := l.vm.daemon.now()
+	l.receiving.Lock()
+	defer l.receiving.Unlock()
+	st := l.state
+	l.held = true
+	defer func() { l.held = err == nil }()
+	return l.end.Return(&st, l.relayUnread, func() error {
+		l.vm.daemon.step(StepExtract, began)
+		l.mu.Lock()
+		if !l.settled() {
+			l.mu.Unlock()
+			return errUnsettled
+		}
+		// Together with settled: what comes from now on has crossed with HANDBACK, and the guest answers KEEP.
+		l.awaiting, l.answer, l.since = true, 0, time.Now()
+		taken := l.taken
+		l.mu.Unlock()
+		err := send(l.handler, l.id, 0, wire.Handback{State: st, Sent: sent, Data: taken, Tail: tail})
+		if err != nil {
+			l.mu.Lock()
+			l.awaiting = false
+			l.mu.Unlock()
+		}
+		return err
+	})
+}
+
+// awaitAnswer waits for TAKEN or KEEP. It returns 0 when none can come any more.
+func (l *leaseConn) awaitAnswer() wire.Type {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.answer == 0 && !l.orphan && (l.over == wire.ReasonOK || l.over == wire.ReasonClosed) {
+		l.work.Wait()
+	}
+	l.awaiting = false
+	return l.answer
+}
+
+// release lets go of a connection that the guest has taken.
+func (l *leaseConn) release() (returned bool, over wire.Reason) {
+	if err := l.end.Taken(); err != nil {
+		// The guest resets the connection when it hears CLOSED.
+		l.complainOnce("a byte of the client's was lost while the connection was given back", err)
+		return false, wire.ReasonKernel
+	}
+	l.close()
+	l.vm.counters.handbacks.Add(1)
+	l.handler.forget(l) // before the guest may use the id again
+	_ = send(l.handler, l.id, 0, wire.Released{Busy: uint64(l.busy)})
+	return true, wire.ReasonOK
+}
+
+func (l *leaseConn) complainOnce(text string, err error) {
+	if skipped, ok := l.vm.complain.allow(); ok {
+		l.vm.log.Warn(text, "lease", l.id, "client", l.state.Remote, "error", err, "not_logged", skipped)
+	}
+}

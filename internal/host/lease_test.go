@@ -1,0 +1,321 @@
+package host
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"spillway/internal/wire"
+)
+
+// TestLease is the main job: take a connection over with its first SEND, relay the next request, serve it, close.
+func TestLease(t *testing.T) {
+	for _, family := range []string{"IPv4", "IPv6"} {
+		t.Run(family, func(t *testing.T) {
+			r := newRig(t)
+			r.net.CheckNoResets(t)
+			g := r.guest(0)
+			c := r.connect()
+			if family == "IPv6" {
+				c = r.connect6()
+			}
+			c.clientSays("request 1")
+			got := make([]byte, 9)
+			if _, err := io.ReadFull(c.server, got); err != nil {
+				t.Fatal(err)
+			}
+			g.send(7, 0, c.freeze(), r.whole("big", "head 1\n"))
+			expect[wire.Granted](g, 7)
+			c.clientReads(append([]byte("head 1\n"), r.big...))
+			if m, flags := expect[wire.Sent](g, 7); m.Reason != wire.ReasonOK || m.Bytes != int64(len(r.big)) || flags != wire.FlagStarted {
+				t.Fatalf("SENT %+v %v", m, flags)
+			}
+
+			c.clientSays("request 2")
+			g.hears(7, "request 2")
+			part := r.whole("big", "head 2\n")
+			part.Offset, part.Count = 1000, 70000
+			g.send(7, 0, part)
+			c.clientReads(append([]byte("head 2\n"), r.big[1000:71000]...))
+			expect[wire.Sent](g, 7)
+
+			g.send(7, wire.FlagMore, wire.Data{Data: []byte("chunk ")})
+			g.send(7, 0, r.whole("small", ""))
+			c.clientReads(append([]byte("chunk "), r.big[:4096]...))
+			expect[wire.Sent](g, 7)
+
+			g.send(7, 0, wire.Close{})
+			c.clientEnds()
+			if m, _ := expect[wire.Closed](g, 7); m.Reason != wire.ReasonClosed {
+				t.Errorf("CLOSED %v", m.Reason)
+			}
+			c.release()
+			if s := r.status(); s.Handovers != 1 || s.Sends != 3 || s.SentBytes != uint64(len(r.big)+70000+4096) || s.Leases != 0 {
+				t.Errorf("status %+v", s)
+			}
+		})
+	}
+}
+
+// TestReturn is the mode that hands back after each response, twice on one connection.
+func TestReturn(t *testing.T) {
+	r := newRig(t)
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	c := r.connect()
+	for round, name := range []string{"big", "small", "big"} {
+		content := r.big
+		if name == "small" {
+			content = r.big[:4096]
+		}
+		id := uint32(20 + round)
+		c.clientSays("request")
+		if _, err := io.ReadFull(c.server, make([]byte, 7)); err != nil {
+			t.Fatal(err)
+		}
+		g.send(id, wire.FlagReturn, c.freeze(), r.whole(name, "head\n"))
+		expect[wire.Granted](g, id)
+		c.clientReads(append([]byte("head\n"), content[:len(content)-tailSize]...))
+		m, _ := expect[wire.Handback](g, id)
+		if m.Sent != int64(len(content)) || !bytes.Equal(m.Tail, content[len(content)-tailSize:]) || m.Data != 0 {
+			t.Fatalf("HANDBACK sent %d, tail %x, data %d", m.Sent, m.Tail, m.Data)
+		}
+		c.takeBack(m)
+		g.send(id, 0, wire.Taken{})
+		expect[wire.Released](g, id)
+		if _, err := c.server.Write(m.Tail); err != nil {
+			t.Fatal(err)
+		}
+		c.clientReads(m.Tail)
+	}
+	// The guest's own socket serves it again.
+	c.clientSays("hello")
+	if _, err := io.ReadFull(c.server, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.status(); s.Handbacks != 3 || s.Keeps != 0 || s.Leases != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// TestReturnKept: the guest cannot take the connection back, so the host goes on where it stopped.
+func TestReturnKept(t *testing.T) {
+	r := newRig(t)
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	for range 2 {
+		g.send(1, wire.FlagReturn, r.whole("big", "head\n"))
+		c.clientReads(append([]byte("head\n"), r.big[:len(r.big)-tailSize]...))
+		m, _ := expect[wire.Handback](g, 1)
+		g.send(1, 0, wire.Keep{Reason: wire.ReasonKernel})
+		c.clientReads(m.Tail)
+		if m, _ := expect[wire.Sent](g, 1); m.Reason != wire.ReasonOK || m.Bytes != int64(len(r.big)) {
+			t.Fatalf("SENT %+v", m)
+		}
+		c.clientSays("next")
+		g.hears(1, "next")
+	}
+	g.send(1, 0, wire.Close{})
+	expect[wire.Closed](g, 1)
+	c.clientEnds()
+	c.release()
+}
+
+// TestReturnCrossed: what the guest sends while HANDBACK is on its way is not lost.
+func TestReturnCrossed(t *testing.T) {
+	r := newRig(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	g.send(1, wire.FlagReturn, r.whole("small", ""))
+	m, _ := expect[wire.Handback](g, 1)
+	g.send(1, 0, wire.Data{Data: []byte("crossed")}, wire.Keep{Reason: wire.ReasonUnacked})
+	if m.Data != 0 {
+		t.Errorf("HANDBACK tells of %d DATA bytes", m.Data)
+	}
+	c.clientReads(append(bytes.Clone(r.big[:4096]), "crossed"...))
+	expect[wire.Sent](g, 1)
+	g.send(1, wire.FlagReturn, r.whole("small", ""))
+	if m, _ := expect[wire.Handback](g, 1); m.Data != 7 {
+		t.Errorf("HANDBACK tells of %d DATA bytes, want 7", m.Data)
+	}
+	g.send(1, wire.FlagAbort, wire.Close{})
+	g.send(1, 0, wire.Keep{Reason: wire.ReasonUnacked})
+	expect[wire.Closed](g, 1)
+	c.clientReset()
+	c.release()
+}
+
+// TestData moves more than the window in each direction, by credit.
+func TestData(t *testing.T) {
+	r := newRig(t)
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	var both sync.WaitGroup
+	both.Go(func() { // the client sends and receives at the same time
+		if _, err := c.client.Write(r.big); err != nil {
+			t.Error(err)
+		}
+	})
+	both.Go(func() {
+		got := make([]byte, len(r.big))
+		if _, err := io.ReadFull(c.client, got); err != nil || !bytes.Equal(got, r.big) {
+			t.Errorf("client: %v, or wrong bytes", err)
+		}
+	})
+	credit, sent := window, 0
+	var heard []byte
+	for sent < len(r.big) || len(heard) < len(r.big) {
+		if n := min(credit, wire.MaxData, len(r.big)-sent); n > 0 {
+			g.send(1, 0, wire.Data{Data: r.big[sent : sent+n]})
+			sent, credit = sent+n, credit-n
+			continue
+		}
+		switch got := <-g.of(1); m := got.message.(type) {
+		case wire.Credit:
+			credit += int(m.Bytes)
+		case wire.Data:
+			heard = append(heard, m.Data...)
+			g.send(1, 0, wire.Credit{Bytes: uint32(len(m.Data))})
+		default:
+			t.Fatalf("got %v", got.head.Type)
+		}
+	}
+	both.Wait()
+	if !bytes.Equal(heard, r.big) {
+		t.Error("the guest heard wrong bytes")
+	}
+}
+
+// TestCredit: a guest that gives none gets no more than the window, and the rest when it does.
+func TestCredit(t *testing.T) {
+	r := newRig(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		if _, err := c.client.Write(r.big[:2*window]); err != nil {
+			t.Error(err)
+		}
+	})
+	g.hears(1, string(r.big[:window]))
+	if n := len(g.of(1)); n != 0 {
+		t.Errorf("%d frames beyond the window", n)
+	}
+	g.send(1, 0, wire.Credit{Bytes: window})
+	g.hears(1, string(r.big[window:2*window]))
+	writing.Wait()
+}
+
+// TestEnd closes each direction while the other one goes on.
+func TestEnd(t *testing.T) {
+	r := newRig(t)
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+
+	t.Run("client first", func(t *testing.T) {
+		c := r.lease(g, 1)
+		c.clientSays("last words")
+		if err := c.client.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		g.hears(1, "last words")
+		expect[wire.End](g, 1)
+		g.send(1, 0, r.whole("big", "head\n"))
+		c.clientReads(append([]byte("head\n"), r.big...))
+		expect[wire.Sent](g, 1)
+		// A return is not possible any more, and the response is whole all the same.
+		g.send(1, wire.FlagReturn, r.whole("small", ""))
+		c.clientReads(r.big[:4096])
+		expect[wire.Sent](g, 1)
+		g.send(1, 0, wire.Close{})
+		c.clientEnds()
+		expect[wire.Closed](g, 1)
+		c.release()
+	})
+	t.Run("guest first", func(t *testing.T) {
+		c := r.lease(g, 2)
+		g.send(2, 0, wire.Data{Data: []byte("answer")}, wire.End{})
+		c.clientReads([]byte("answer"))
+		c.clientEnds()
+		c.clientSays("still there")
+		g.hears(2, "still there")
+		c.client.Close()
+		expect[wire.End](g, 2)
+		g.send(2, 0, wire.Close{})
+		expect[wire.Closed](g, 2)
+		c.release()
+	})
+}
+
+// TestManyLeases runs leases in parallel, each with several responses, in both modes.
+func TestManyLeases(t *testing.T) {
+	const leases, rounds = 64, 3
+	r := newRig(t)
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	conns := make([]*connection, leases)
+	for i := range conns {
+		conns[i] = r.connect()
+	}
+	var all sync.WaitGroup
+	for i, c := range conns {
+		all.Go(func() {
+			id := uint32(100 + i)
+			g.send(id, 0, c.freeze())
+			expect[wire.Granted](g, id)
+			for round := range rounds {
+				text := fmt.Sprintf("request %d of %d", round, i)
+				c.clientSays(text)
+				g.hears(id, text)
+				order := r.whole("big", text)
+				order.Offset = int64(i * 1000)
+				order.Count = 200_000
+				flags := wire.Flags(0)
+				if i%2 == 1 {
+					flags = wire.FlagReturn
+				}
+				g.send(id, flags, order)
+				want := append([]byte(text), r.big[order.Offset:order.Offset+order.Count]...)
+				if flags == 0 {
+					c.clientReads(want)
+					expect[wire.Sent](g, id)
+					continue
+				}
+				c.clientReads(want[:len(want)-tailSize])
+				expect[wire.Handback](g, id)
+				g.send(id, 0, wire.Keep{Reason: wire.ReasonUnacked})
+				c.clientReads(want[len(want)-tailSize:])
+				expect[wire.Sent](g, id)
+			}
+			g.send(id, 0, wire.Close{})
+			expect[wire.Closed](g, id)
+			c.clientEnds()
+			c.release()
+		})
+	}
+	all.Wait()
+	if s := r.status(); s.Sends != leases*rounds || s.Leases != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// TestOptions: the host's socket sends at once whatever the guest's setting is, and no unknown congestion control is loaded.
+func TestOptions(t *testing.T) {
+	r := newRig(t)
+	g := r.guest(0)
+	c := r.connect()
+	c.fd(func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0) })
+	m := c.freeze()
+	m.State.Congestion = "nosuchname"
+	g.send(1, 0, m)
+	expect[wire.Granted](g, 1)
+	g.send(1, 0, wire.Data{Data: []byte("a")})
+	g.send(1, 0, wire.Data{Data: []byte("b")})
+	c.clientReads([]byte("ab"))
+}

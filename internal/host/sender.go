@@ -1,0 +1,235 @@
+package host
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spillway/internal/lease"
+	"spillway/internal/tcprepair"
+	"spillway/internal/wire"
+)
+
+// creditStep is how many DATA bytes are written before the guest gets a CREDIT for them.
+const creditStep = window / 4
+
+// lingerLimit bounds how long a connection that was closed waits for the client to close too.
+const lingerLimit = 2 * time.Second
+
+// run is the sender: the life of a lease, from HANDOVER to the end.
+//
+// Its steps return the reason for which the lease ends, and ReasonOK while it goes on.
+func (l *leaseConn) run() {
+	if !l.accept() {
+		return
+	}
+	go l.receive()
+	end := wire.ReasonOK
+	for end == wire.ReasonOK && l.end.Phase() != lease.Gone {
+		end = l.step(l.next())
+	}
+	l.finish(end)
+}
+
+// accept takes the connection over, or refuses it.
+func (l *leaseConn) accept() bool {
+	began := l.vm.daemon.now()
+	var granted bool
+	err := l.end.Accept(&l.state, func(m wire.Message) error {
+		refused, no := m.(wire.Refused)
+		if no {
+			l.handler.forget(l) // before the guest may use the id again
+			count(&l.vm.counters.refused, refused.Reason)
+			return send(l.handler, l.id, 0, refused)
+		}
+		granted = true
+		l.vm.daemon.step(StepRestore, began)
+		l.vm.counters.handovers.Add(1)
+		l.mu.Lock()
+		l.live = true
+		l.mu.Unlock()
+		return send(l.handler, l.id, 0, wire.Granted{})
+	})
+	switch {
+	case !granted:
+		_ = l.socket.Close() // silent, and mostly there is none
+		if skipped, ok := l.vm.complain.allow(); ok {
+			l.vm.log.Warn("handover refused", "client", l.state.Remote, "error", err, "not_logged", skipped)
+		}
+	case err != nil:
+		// The session has ended, and the guest resets the connection. If it has asked for something, that may still come before the reset.
+		l.sessionEnded()
+	}
+	return granted
+}
+
+// step does one thing.
+func (l *leaseConn) step(it item) wire.Reason {
+	switch it.kind {
+	case wire.TypeData:
+		return l.writeData(it.data, it.more)
+	case wire.TypeSend:
+		return l.execute(it.order)
+	case wire.TypeEnd:
+		if err := l.socket.shutdown(); err != nil {
+			return clientReason(err)
+		}
+		return wire.ReasonOK
+	case wire.TypeHandback:
+		return l.returnIdle()
+	case wire.TypeClose:
+		return wire.ReasonClosed
+	}
+	return it.end
+}
+
+// writeData sends the guest's own bytes and gives it credit for more.
+func (l *leaseConn) writeData(data []byte, more bool) wire.Reason {
+	flags := 0
+	if more {
+		flags = unix.MSG_MORE
+	}
+	if l.broken == wire.ReasonOK {
+		began := time.Now()
+		end := l.write(data, flags)
+		l.busy += time.Since(began)
+		if end != wire.ReasonOK {
+			return end
+		}
+		l.vm.counters.relayed.Add(uint64(len(data)))
+	}
+	if l.eaten += len(data); l.eaten < creditStep {
+		return wire.ReasonOK
+	}
+	l.mu.Lock()
+	l.allowed += l.eaten // before the guest learns of it
+	l.mu.Unlock()
+	_ = send(l.handler, l.id, 0, wire.Credit{Bytes: uint32(l.eaten)}) // a session that has ended tells by itself
+	l.eaten = 0
+	return wire.ReasonOK
+}
+
+// write sends p to the client, waiting as long as the client takes to make room. flags are those of sendmsg(2).
+func (l *leaseConn) write(p []byte, flags int) wire.Reason {
+	if len(p) == 0 {
+		return wire.ReasonOK
+	}
+	var failure error
+	err := l.socket.raw.Write(func(fd uintptr) bool {
+		for len(p) > 0 {
+			n, err := unix.SendmsgN(int(fd), p, nil, nil, flags|unix.MSG_NOSIGNAL)
+			switch err {
+			case nil:
+				p = p[n:]
+				l.written.Add(int64(n))
+			case unix.EINTR:
+			case unix.EAGAIN:
+				return false
+			default:
+				failure = os.NewSyscallError("sendmsg", err)
+				return true
+			}
+		}
+		return true
+	})
+	return l.writeEnd(errors.Join(err, failure))
+}
+
+// writeEnd says what a failure to write means for the lease.
+func (l *leaseConn) writeEnd(err error) wire.Reason {
+	if err == nil {
+		return wire.ReasonOK
+	}
+	l.mu.Lock()
+	over := l.over
+	l.mu.Unlock()
+	if over != wire.ReasonOK { // finishNow has interrupted it
+		return over
+	}
+	reason := clientReason(err)
+	if reason == wire.ReasonKernel {
+		if skipped, ok := l.vm.complain.allow(); ok {
+			l.vm.log.Warn("write to a client failed", "lease", l.id, "client", l.state.Remote, "error", err, "not_logged", skipped)
+		}
+	}
+	return reason
+}
+
+// finish closes the connection and tells the guest.
+func (l *leaseConn) finish(reason wire.Reason) {
+	if l.end.Phase() == lease.Gone && reason == wire.ReasonOK {
+		return // given back: its socket is closed
+	}
+	l.mu.Lock()
+	abort := l.abort || reason == wire.ReasonKernel
+	l.mu.Unlock()
+	if !abort && l.mustLinger(reason) {
+		l.linger()
+	}
+	if err := l.end.Finish(abort); err != nil && !errors.Is(err, lease.ErrPhase) {
+		l.vm.log.Debug("close", "lease", l.id, "client", l.state.Remote, "error", err)
+	}
+	l.close()
+	count(&l.vm.counters.closed, reason)
+	l.handler.forget(l) // before the guest may use the id again
+	_ = send(l.handler, l.id, 0, wire.Closed{Reason: reason})
+}
+
+// mustLinger tells whether the connection may not be closed at once. Bytes of the client that nobody has read would turn the FIN into a
+// RST, which may overtake what the client has not read yet. And when the guest is gone, its kernel answers what comes after our socket has
+// gone, so the host stays until the client has closed.
+func (l *leaseConn) mustLinger(reason wire.Reason) bool {
+	switch reason {
+	case wire.ReasonSession:
+		return true
+	case wire.ReasonClosed:
+		n, err := l.socket.unread()
+		return err == nil && n > 0
+	}
+	return false
+}
+
+// linger sends the FIN and drops what the client still says until it closes too, for at most lingerLimit.
+func (l *leaseConn) linger() {
+	until := time.Now().Add(lingerLimit)
+	if err := l.socket.shutdown(); err != nil {
+		return // it is closed already
+	}
+	l.mu.Lock()
+	l.discard = true
+	l.mu.Unlock()
+	l.room.Signal()
+	_ = l.socket.file.SetReadDeadline(until) // after discard: whoever wakes for the deadline sees it
+	<-l.received
+	for l.isEOF() && l.isLinked() && time.Now().Before(until) {
+		time.Sleep(drainSleepMax)
+	}
+}
+
+// isLinked tells whether the client has bytes to acknowledge, or our FIN.
+func (l *leaseConn) isLinked() bool {
+	l.mu.Lock()
+	over := l.over
+	l.mu.Unlock()
+	state, err := l.socket.state()
+	return err == nil && over == wire.ReasonOK && state != tcprepair.Closed
+}
+
+func (l *leaseConn) isEOF() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.eof
+}
+
+// close closes the socket and waits for the receiver.
+func (l *leaseConn) close() {
+	l.mu.Lock()
+	l.live = false
+	l.discard = true
+	l.mu.Unlock()
+	l.room.Signal()
+	_ = l.socket.Close() // TCP has nothing to report here
+	<-l.received
+}

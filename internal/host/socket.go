@@ -1,0 +1,161 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spillway/internal/tcprepair"
+	"spillway/internal/tcpstate"
+	"spillway/internal/wire"
+)
+
+// sockets makes sockets for tcprepair.Restore; a tcprepair.Pool in the product.
+type sockets interface {
+	Get(family int) (fd int, err error)
+	Close()
+}
+
+// kernel is what all leases use of the kernel's repair interface.
+type kernel struct {
+	freezer    *tcprepair.Freezer
+	pool       sockets
+	congestion map[string]bool // the congestion controls that are loaded
+}
+
+// socket is the host's socket of one connection as package lease moves it (lease.HostSocket). Its file belongs to the netpoller, so that
+// a waiting client costs no thread.
+type socket struct {
+	kernel *kernel
+	file   *os.File // nil until Restore
+	raw    syscall.RawConn
+
+	keepAlive tcpstate.KeepAlive // as the guest had it, for Thaw
+	extracted tcpstate.State     // for Confirm
+}
+
+// Restore implements lease.HostSocket. After an error there is no socket.
+func (s *socket) Restore(as *tcpstate.State) error {
+	st := *as
+	family := unix.AF_INET
+	if st.Local.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := s.kernel.pool.Get(family)
+	if err != nil {
+		return err
+	}
+	if !s.kernel.congestion[st.Congestion] {
+		// For a name that it does not know the kernel would load a module, which a guest must not decide.
+		st.Congestion = ""
+	}
+	// The host corks with MSG_MORE where it wants to; whatever else it writes shall leave. The guest's own socket keeps its setting.
+	st.NoDelay = true
+	if err := tcprepair.Restore(fd, &st); err != nil {
+		unix.Close(fd) // silent
+		return err
+	}
+	s.keepAlive = st.KeepAlive
+	s.file = os.NewFile(uintptr(fd), "client") // fd is non-blocking, so the file is one for the netpoller
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		return fmt.Errorf("client's socket: %w", err)
+	}
+	return nil
+}
+
+// control runs f with the file descriptor.
+func (s *socket) control(f func(fd int) error) error {
+	if s.raw == nil {
+		return nil // Restore failed: there is no socket to do anything with
+	}
+	var err error
+	if cerr := s.raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// Freeze implements lease.Socket.
+func (s *socket) Freeze() error { return s.control(s.kernel.freezer.Freeze) }
+
+// Extract implements lease.Socket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
+func (s *socket) Extract(st *tcpstate.State) error {
+	return s.control(func(fd int) error {
+		err := tcprepair.Extract(fd, st)
+		s.extracted = *st
+		return err
+	})
+}
+
+// Confirm implements lease.Socket.
+func (s *socket) Confirm() error {
+	return s.control(func(fd int) error { return tcprepair.Confirm(fd, &s.extracted) })
+}
+
+// Thaw implements lease.Socket.
+func (s *socket) Thaw() error {
+	return s.control(func(fd int) error { return tcprepair.Thaw(fd, s.keepAlive) })
+}
+
+// Release implements lease.Socket.
+func (s *socket) Release() error { return s.control(tcprepair.Release) }
+
+// Abort implements lease.Socket.
+func (s *socket) Abort() error { return s.control(tcprepair.Abort) }
+
+// Close closes the socket and waits until nobody uses it any more. A goroutine that waits for the client is woken.
+func (s *socket) Close() error {
+	if s.file == nil {
+		return nil
+	}
+	return s.file.Close()
+}
+
+// interruptWrite wakes a writer that waits for the client, and fails all later writes.
+func (s *socket) interruptWrite() { _ = s.file.SetWriteDeadline(time.Unix(1, 0)) }
+
+// unacked returns the bytes that the client has not acknowledged yet.
+func (s *socket) unacked() (n int, err error) {
+	err = s.control(func(fd int) (err error) {
+		n, err = tcprepair.UnackedBytes(fd)
+		return err
+	})
+	return n, err
+}
+
+// unread returns the bytes of the client that nobody has read.
+func (s *socket) unread() (n int, err error) {
+	err = s.control(func(fd int) (err error) {
+		n, err = tcprepair.UnreadBytes(fd)
+		return err
+	})
+	return n, err
+}
+
+// state returns the state of the connection.
+func (s *socket) state() (state tcprepair.ConnState, err error) {
+	err = s.control(func(fd int) (err error) {
+		state, err = tcprepair.TCPState(fd)
+		return err
+	})
+	return state, err
+}
+
+// shutdown sends the FIN.
+func (s *socket) shutdown() error {
+	return s.control(func(fd int) error { return os.NewSyscallError("shutdown", unix.Shutdown(fd, unix.SHUT_WR)) })
+}
+
+// clientReason tells whether err, of a call on a client's socket, means that the client is gone. Everything else is the kernel's or ours.
+func clientReason(err error) wire.Reason {
+	for _, gone := range []unix.Errno{unix.ECONNRESET, unix.EPIPE, unix.ETIMEDOUT, unix.ENOTCONN, unix.EHOSTUNREACH, unix.ENETUNREACH} {
+		if errors.Is(err, gone) {
+			return wire.ReasonClientGone
+		}
+	}
+	return wire.ReasonKernel
+}

@@ -1,0 +1,67 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Sweeps per stall timeout, which is thus exceeded by at most an eighth.
+const sweepsPerTimeout = 8
+
+// progress is what the sweeper remembers of a lease.
+type progress struct {
+	acked   int64     // bytes that the client had acknowledged at the last sweep
+	since   time.Time // when that changed last
+	allDone bool      // and nothing was left to acknowledge
+}
+
+// sweep looks after all leases until ctx is done: one ticker instead of a timer for each SEND.
+func (d *Daemon) sweep(ctx context.Context) {
+	timeout := d.cfg.Limits.StallTimeout.Value()
+	tick := time.NewTicker(max(timeout/sweepsPerTimeout, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			for _, v := range d.vms {
+				v.eachLease(func(l *leaseConn) { l.sweep(now, timeout) })
+			}
+		}
+	}
+}
+
+// errNoAnswer ends the session of a guest that leaves a client frozen.
+var errNoAnswer = errors.New("the guest does not answer HANDBACK")
+
+// sweep ends a lease whose client has acknowledged no byte for the time-out while there are some to acknowledge, whatever the size of the
+// buffers. A client that takes one byte now and then is slow, not stalled.
+func (l *leaseConn) sweep(now time.Time, timeout time.Duration) {
+	l.mu.Lock()
+	live := l.live
+	silent := l.awaiting && l.answer == 0 && now.Sub(l.since) > timeout
+	l.mu.Unlock()
+	if silent {
+		l.handler.session.Close(errNoAnswer)
+	}
+	p := &l.progress
+	written := l.written.Load()
+	if !live || p.allDone && written == p.acked {
+		return
+	}
+	unacked, err := l.socket.unacked()
+	if err != nil {
+		return // closed meanwhile
+	}
+	acked := written - int64(unacked)
+	p.allDone = unacked == 0
+	switch {
+	case p.allDone, acked != p.acked, p.since.IsZero():
+		p.acked, p.since = acked, now
+	case now.Sub(p.since) > timeout:
+		l.vm.log.Info("client takes no bytes: resetting it", "lease", l.id, "client", l.state.Remote, "for", now.Sub(p.since))
+		l.stall()
+	}
+}

@@ -1,0 +1,176 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"spillway/internal/channel"
+	"spillway/internal/config"
+	"spillway/internal/session"
+	"spillway/internal/share"
+	"spillway/internal/wire"
+)
+
+// window is how many DATA bytes of a lease may be on their way in each direction: more than a request's body needs on a LAN, little
+// enough for thousands of leases.
+const window = 256 << 10
+
+// vm is one virtual machine: what it is allowed and what it has.
+type vm struct {
+	daemon    *Daemon
+	log       *slog.Logger
+	name      string
+	channels  []channel.Address
+	addresses map[netip.Addr]bool
+	shares    map[string]*share.Share
+	maxLeases int
+	maxFiles  int64
+	files     atomic.Int64 // in use by SENDs and READs under way
+	counters  counters
+	complain  limiter // for what a guest can cause at will
+
+	mu       sync.Mutex
+	leases   map[*leaseConn]struct{}
+	handlers map[*handler]struct{} // live sessions
+}
+
+func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error) {
+	v := &vm{
+		daemon: d, name: cfg.Name, log: d.log.With("vm", cfg.Name),
+		addresses: make(map[netip.Addr]bool), shares: make(map[string]*share.Share),
+		maxLeases: cfg.MaxLeases, maxFiles: int64(cfg.MaxOpenFiles),
+		leases: make(map[*leaseConn]struct{}), handlers: make(map[*handler]struct{}),
+	}
+	for _, s := range cfg.Channels {
+		a, err := channel.ParseAddress(s)
+		if err != nil {
+			return nil, fmt.Errorf("VM %s: %w", cfg.Name, err)
+		}
+		v.channels = append(v.channels, a)
+	}
+	for _, a := range cfg.Addresses {
+		v.addresses[a] = true
+	}
+	for _, name := range cfg.Shares {
+		v.shares[name] = shares[name]
+	}
+	return v, nil
+}
+
+// serve speaks with the guest over one connection of a channel until it fails or ctx is done.
+func (v *vm) serve(ctx context.Context, conn channel.Conn) error {
+	hello := wire.Hello{Window: window, MaxLeases: uint32(v.maxLeases)}
+	opts := session.Options{Silent: v.daemon.cfg.Limits.SessionTimeout.Value(), Ended: v.tellEnd}
+	return session.Host(ctx, conn, hello, opts, func(s *session.Session) session.Handler { return newHandler(v, s) })
+}
+
+// tellEnd logs why a session ended. A guest can end sessions as fast as it likes.
+func (v *vm) tellEnd(err error) {
+	if skipped, ok := v.complain.allow(); ok {
+		v.log.Info("session ended", "error", err, "not_logged", skipped)
+	}
+}
+
+// enlist counts a new lease in, if the limit allows it.
+func (v *vm) enlist(l *leaseConn) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.leases) >= v.maxLeases {
+		return false
+	}
+	v.leases[l] = struct{}{}
+	return true
+}
+
+func (v *vm) delist(l *leaseConn) {
+	v.mu.Lock()
+	delete(v.leases, l)
+	v.mu.Unlock()
+}
+
+// eachLease calls f for every lease that there is now.
+func (v *vm) eachLease(f func(*leaseConn)) int {
+	v.mu.Lock()
+	leases := make([]*leaseConn, 0, len(v.leases))
+	for l := range v.leases {
+		leases = append(leases, l)
+	}
+	v.mu.Unlock()
+	for _, l := range leases {
+		f(l)
+	}
+	return len(leases)
+}
+
+// eachHandler calls f for every session that is live now.
+func (v *vm) eachHandler(f func(*handler)) int {
+	v.mu.Lock()
+	handlers := make([]*handler, 0, len(v.handlers))
+	for h := range v.handlers {
+		handlers = append(handlers, h)
+	}
+	v.mu.Unlock()
+	for _, h := range handlers {
+		f(h)
+	}
+	return len(handlers)
+}
+
+// acquire opens a file that the guest means. The caller calls release when it has got one.
+func (v *vm) acquire(ref wire.FileRef) (*share.File, wire.Reason) {
+	s := v.shares[ref.Share]
+	if s == nil {
+		return nil, wire.ReasonShareUnknown
+	}
+	if v.files.Add(1) > v.maxFiles {
+		v.files.Add(-1)
+		return nil, wire.ReasonLimit
+	}
+	f, err := s.Acquire(ref)
+	if err != nil {
+		v.files.Add(-1)
+		return nil, v.fileReason(err)
+	}
+	return f, wire.ReasonOK
+}
+
+func (v *vm) release(f *share.File) {
+	f.Release()
+	v.files.Add(-1)
+}
+
+// fileReason is what the guest is told about err; what it is not its business to know is logged.
+func (v *vm) fileReason(err error) wire.Reason {
+	reason := reasonOf(err)
+	if reason == wire.ReasonKernel {
+		if skipped, ok := v.complain.allow(); ok {
+			v.log.Warn("a shared file could not be used", "error", err, "not_logged", skipped)
+		}
+	}
+	return reason
+}
+
+// limiter lets a log line pass once a second.
+type limiter struct {
+	mu      sync.Mutex
+	last    time.Time
+	skipped int
+}
+
+// allow tells whether to log now, and how many lines were left out since the last one.
+func (l *limiter) allow() (skipped int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if now.Sub(l.last) < time.Second {
+		l.skipped++
+		return 0, false
+	}
+	skipped, l.skipped, l.last = l.skipped, 0, now
+	return skipped, true
+}
