@@ -213,7 +213,7 @@ func (c *Conn) finishReturn(r result, began time.Time) (int64, error) {
 	tailBegan := time.Now()
 	if len(r.handback.Tail) > 0 {
 		if _, err := c.tcp.Write(r.handback.Tail); err != nil {
-			return r.handback.Sent - int64(len(r.handback.Tail)), err
+			return max(r.handback.Sent-int64(len(r.handback.Tail)), 0), err
 		}
 	}
 	stats := c.agent.stats

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"spillway/internal/lease"
+	"spillway/internal/share"
 	"spillway/internal/wire"
 )
 
@@ -19,16 +20,45 @@ const (
 // errUnsettled ends a return for which the connection is not idle after all.
 var errUnsettled = errors.New("the connection is not idle")
 
+// response is a SEND that waits for its handback.
+type response struct {
+	file     *share.File
+	order    *order
+	withheld int // bytes at the end of its range that have not been sent
+}
+
+// tail returns the last n bytes of header and range.
+func (r *response) tail(n int) ([]byte, error) {
+	fromFile := min(int64(n), r.order.count)
+	head := r.order.header[len(r.order.header)-(n-int(fromFile)):]
+	p := append(make([]byte, 0, n), head...)[:n]
+	_, err := r.file.ReadAt(p[len(head):], r.order.offset+r.order.count-fromFile)
+	return p, err
+}
+
+// maxUnacked is how many unacknowledged bytes are left to the guest, which sends them again in front of what was withheld. A receiver
+// acknowledges at least every second full segment at once (RFC 1122, 4.2.3.2), but what is less may wait for its delayed-ACK timer, 40 ms
+// and more on Linux, and the drain with it.
+func (l *leaseConn) maxUnacked(r *response) int {
+	if r == nil {
+		return 0 // nobody could send them again
+	}
+	known := int64(len(r.order.header)) + r.order.count
+	return int(min(2*int64(l.state.MSS), wire.MaxTail, known)) - r.withheld
+}
+
 // returnIdle gives an idle connection back.
 func (l *leaseConn) returnIdle() wire.Reason {
-	_, over := l.giveBack(-1, nil)
+	_, over := l.giveBack(nil)
 	return over
 }
 
-// giveBack gives the connection back to the guest, if nothing is in the way, and waits for the guest's answer. sent and tail are those of
-// HANDBACK. returned false without an end means that the lease goes on, and that the tail is still to be sent.
-func (l *leaseConn) giveBack(sent int64, tail []byte) (returned bool, over wire.Reason) {
+// giveBack gives the connection back to the guest, if nothing is in the way, and waits for the guest's answer. r is the response whose
+// end goes with it, or nil when the connection is idle. returned false without an end means that the lease goes on, and that what was
+// withheld is still to be sent.
+func (l *leaseConn) giveBack(r *response) (returned bool, over wire.Reason) {
 	began, drainBegan := time.Now(), l.vm.daemon.now()
+	l.socket.spare = l.maxUnacked(r)
 	drained := l.drain()
 	l.busy += time.Since(began)
 	l.vm.daemon.step(StepDrain, drainBegan)
@@ -36,7 +66,7 @@ func (l *leaseConn) giveBack(sent int64, tail []byte) (returned bool, over wire.
 		l.vm.counters.keeps.Add(1)
 		return false, wire.ReasonOK
 	}
-	if err := l.handBack(sent, tail); err != nil {
+	if err := l.handBack(r); err != nil {
 		l.vm.counters.keeps.Add(1)
 		if l.end.Phase() != lease.Leased {
 			l.complainOnce("a connection broke while it was given back", err)
@@ -74,19 +104,19 @@ func (l *leaseConn) goOn(event func() error) error {
 	return err
 }
 
-// drain waits until the client has acknowledged everything. It gives up when something else is to be done.
+// drain waits until the client has acknowledged all but what may be left to the guest. It gives up when something else is to be done.
 func (l *leaseConn) drain() bool {
 	limit := time.Now().Add(l.vm.daemon.cfg.Limits.DrainTimeout.Value())
 	pause := drainSleepMin
 	for i := 0; ; i++ {
-		n, err := l.socket.unacked()
+		n, err := l.socket.outstanding()
 		l.mu.Lock()
 		idle := err == nil && l.settled()
 		l.mu.Unlock()
 		switch {
 		case !idle:
 			return false
-		case n == 0:
+		case n <= l.socket.spare:
 			return true
 		case i < drainYields:
 			runtime.Gosched()
@@ -100,7 +130,7 @@ func (l *leaseConn) drain() bool {
 }
 
 // handBack freezes the connection and sends HANDBACK. After an error the lease goes on, unless its phase says otherwise.
-func (l *leaseConn) handBack(sent int64, tail []byte) (err error) {
+func (l *leaseConn) handBack(r *response) (err error) {
 	began := l.vm.daemon.now()
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
@@ -109,6 +139,14 @@ func (l *leaseConn) handBack(sent int64, tail []byte) (err error) {
 	defer func() { l.held = err == nil }()
 	return l.end.Return(&st, l.relayUnread, func() error {
 		l.vm.daemon.step(StepExtract, began)
+		hb := wire.Handback{State: st, Sent: -1}
+		if r != nil {
+			tail, err := r.tail(l.socket.unacked + r.withheld)
+			if err != nil {
+				return err // the file has shrunk: what was withheld cannot be sent either
+			}
+			hb.Sent, hb.Tail = r.order.count, tail
+		}
 		l.mu.Lock()
 		if !l.settled() {
 			l.mu.Unlock()
@@ -116,9 +154,9 @@ func (l *leaseConn) handBack(sent int64, tail []byte) (err error) {
 		}
 		// Together with settled: what comes from now on has crossed with HANDBACK, and the guest answers KEEP.
 		l.awaiting, l.answer, l.since = true, 0, time.Now()
-		taken := l.taken
+		hb.Data = l.taken
 		l.mu.Unlock()
-		err := send(l.handler, l.id, 0, wire.Handback{State: st, Sent: sent, Data: taken, Tail: tail})
+		err := send(l.handler, l.id, 0, hb)
 		if err != nil {
 			l.mu.Lock()
 			l.awaiting = false

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -445,6 +444,29 @@ func (c *connection) clientReads(want []byte) {
 	}
 }
 
+// clientReading is clientReads in the background; the returned function waits for it. It lets a test be independent of how much of the end
+// of a response is withheld.
+func (c *connection) clientReading(want []byte) (wait func()) {
+	done := make(chan error, 1)
+	go func() {
+		got := make([]byte, len(want))
+		n, err := io.ReadFull(c.client, got)
+		switch {
+		case err != nil:
+			err = fmt.Errorf("the client has %d of %d bytes: %w", n, len(want), err)
+		case !bytes.Equal(got, want):
+			err = errors.New("the client got wrong bytes")
+		}
+		done <- err
+	}()
+	return func() {
+		c.tb.Helper()
+		if err := <-done; err != nil {
+			c.tb.Fatal(err)
+		}
+	}
+}
+
 // clientEnds checks that the client gets an end of file now.
 func (c *connection) clientEnds() {
 	c.tb.Helper()
@@ -479,19 +501,4 @@ func (g *fakeGuest) hears(id uint32, want string) {
 	if string(got) != want {
 		g.tb.Fatalf("the guest hears %q, want %q", got, want)
 	}
-}
-
-// blackhole makes the host's packets to the client disappear, or appear again.
-func (r *rig) setClientLink(up bool) {
-	r.tb.Helper()
-	r.net.Client.Must(r.tb, func() error {
-		l, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		if up {
-			return netlink.LinkSetUp(l)
-		}
-		return netlink.LinkSetDown(l)
-	})
 }

@@ -15,16 +15,9 @@ import (
 // was changed.
 const sendfileChunk = 4 << 20
 
-// Bytes at the end of a body that a SEND with RETURN treats by itself.
-const (
-	// tailSize bytes are withheld for the guest to send after the handback: so the client has no whole response, and sends no
-	// request into the frozen window, where it would be lost until the client's retransmission timer runs out.
-	tailSize = 1
-	// pushSize bytes before the tail go as segments of one byte. Two small pushed segments make the client's kernel acknowledge as soon as the
-	// client has read them (ICSK_ACK_PUSHED2, tcp_cleanup_rbuf, net/ipv4/tcp.c) instead of after its delayed-ACK timer of 40 ms, for which
-	// the drain would wait.
-	pushSize = 2
-)
+// withheldSize bytes at the end of a body that is to be handed back are left for the guest to send after the handback: so the client has no whole
+// response, and sends no request into the frozen window, where it would be lost until the client's retransmission timer runs out.
+const withheldSize = 1
 
 // execute does a SEND.
 func (l *leaseConn) execute(o *order) wire.Reason {
@@ -38,67 +31,58 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 	}
 	defer l.vm.release(f)
 
-	began, busyBefore := time.Now(), l.busy
-	var kept [pushSize + tailSize]byte // the end of the body, when it is to be given back
-	end := kept[:0]
+	withheld := 0
 	if o.giveBack {
-		end = kept[:min(o.count, int64(len(kept)))]
+		withheld = int(min(o.count, withheldSize))
 	}
-	sent, failure, over := l.sendBody(o, f, end)
-	l.busy = busyBefore + time.Since(began)
+	began := time.Now()
+	sent, failure, over := l.sendBody(o, f, o.count-int64(withheld))
+	l.busy += time.Since(began)
 	l.vm.daemon.step(StepSend, began)
 	l.vm.counters.bytes.Add(uint64(sent))
-	if over != wire.ReasonOK {
+	switch {
+	case over != wire.ReasonOK:
 		return over
-	}
-	if failure != wire.ReasonOK {
+	case failure != wire.ReasonOK:
 		started := sent > 0 || len(o.header) > 0
 		if started {
 			l.broken = failure
 		}
 		return l.answerSend(failure, sent, started)
-	}
-	if len(end) == 0 {
+	case withheld == 0:
 		return l.answerSend(wire.ReasonOK, sent, true)
 	}
-	tail := end[len(end)-tailSize:]
-	if returned, over := l.giveBack(o.count, tail); returned || over != wire.ReasonOK {
-		return over
-	}
-	if over := l.write(tail, 0); over != wire.ReasonOK {
-		return over
-	}
-	l.vm.counters.bytes.Add(tailSize)
-	return l.answerSend(wire.ReasonOK, o.count, true)
+	return l.finishReturn(&response{file: f, order: o, withheld: withheld})
 }
 
-// sendBody sends the header and the range, but for the tail if end is not empty: end is then filled with the last bytes of the range. It
-// returns how many bytes of the file were sent, and either why the file could not be sent, or why the lease is over.
-func (l *leaseConn) sendBody(o *order, f *share.File, end []byte) (sent int64, failure, over wire.Reason) {
+// finishReturn gives the connection back with the end of a response, or sends this end.
+func (l *leaseConn) finishReturn(r *response) wire.Reason {
+	if returned, over := l.giveBack(r); returned || over != wire.ReasonOK {
+		return over
+	}
+	rest, err := r.tail(r.withheld)
+	if err != nil {
+		l.broken = l.vm.fileReason(err)
+		return l.answerSend(l.broken, r.order.count-int64(r.withheld), true)
+	}
+	if over := l.write(rest, 0); over != wire.ReasonOK {
+		return over
+	}
+	l.vm.counters.bytes.Add(uint64(r.withheld))
+	return l.answerSend(wire.ReasonOK, r.order.count, true)
+}
+
+// sendBody sends the header and the first count bytes of the range. It returns how many bytes of the file were sent, and either why the file
+// could not be sent, or why the lease is over.
+func (l *leaseConn) sendBody(o *order, f *share.File, count int64) (sent int64, failure, over wire.Reason) {
 	more := 0
-	if o.count > 0 {
+	if count > 0 {
 		more = unix.MSG_MORE
 	}
 	if over := l.write(o.header, more); over != wire.ReasonOK {
 		return 0, wire.ReasonOK, over
 	}
-	body := o.count - int64(len(end))
-	sent, failure, over = l.sendFile(f, o, body)
-	if len(end) == 0 || failure != wire.ReasonOK || over != wire.ReasonOK {
-		return sent, failure, over
-	}
-	if _, err := f.ReadAt(end, o.offset+body); err != nil {
-		// What was corked leaves: the client must see the short body.
-		return sent, l.vm.fileReason(err), wire.ReasonOK
-	}
-	for i := range end[:len(end)-tailSize] {
-		// MSG_EOR: the next byte must not join the segment, even if that waits for the client's window.
-		if over := l.write(end[i:i+1], unix.MSG_EOR); over != wire.ReasonOK {
-			return sent, wire.ReasonOK, over
-		}
-		sent++
-	}
-	return sent, wire.ReasonOK, wire.ReasonOK
+	return l.sendFile(f, o, count)
 }
 
 // sendFile sends count bytes of the order's range from its beginning.

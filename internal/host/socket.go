@@ -36,6 +36,8 @@ type socket struct {
 
 	keepAlive tcpstate.KeepAlive // as the guest had it, for Thaw
 	extracted tcpstate.State     // for Confirm
+	spare     int                // how many unacknowledged bytes Extract may leave to the guest
+	unacked   int                // how many it has left
 }
 
 // Restore implements lease.HostSocket. After an error there is no socket.
@@ -84,8 +86,8 @@ func (s *socket) Freeze() error { return s.control(s.kernel.freezer.Freeze) }
 
 // Extract implements lease.Socket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
 func (s *socket) Extract(st *tcpstate.State) error {
-	return s.control(func(fd int) error {
-		err := tcprepair.Extract(fd, st)
+	return s.control(func(fd int) (err error) {
+		s.unacked, err = tcprepair.ExtractUnacked(fd, st, s.spare)
 		s.extracted = *st
 		return err
 	})
@@ -118,8 +120,8 @@ func (s *socket) Close() error {
 // interruptWrite wakes a writer that waits for the client, and fails all later writes.
 func (s *socket) interruptWrite() { _ = s.file.SetWriteDeadline(time.Unix(1, 0)) }
 
-// unacked returns the bytes that the client has not acknowledged yet.
-func (s *socket) unacked() (n int, err error) {
+// outstanding returns the bytes that the client has not acknowledged yet.
+func (s *socket) outstanding() (n int, err error) {
 	err = s.control(func(fd int) (err error) {
 		n, err = tcprepair.UnackedBytes(fd)
 		return err

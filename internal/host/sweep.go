@@ -51,7 +51,7 @@ func (l *leaseConn) sweep(now time.Time, timeout time.Duration) {
 	if !live || p.allDone && written == p.acked {
 		return
 	}
-	unacked, err := l.socket.unacked()
+	unacked, err := l.socket.outstanding()
 	if err != nil {
 		return // closed meanwhile
 	}

@@ -16,15 +16,25 @@ const infoOptUsecTS = 1 << 6
 // It refuses with ErrNotEstablished, ErrUnread, ErrUnacked, ErrNotPlainTCP or ErrWindowShrunk in an *Error, which tells
 // whether the socket is in repair mode by then. Thaw undoes both.
 func Extract(fd int, st *tcpstate.State) error {
+	_, err := ExtractUnacked(fd, st, 0)
+	return err
+}
+
+// ExtractUnacked is Extract for a connection that may have up to limit bytes (payload) in its send queue, unacknowledged or unsent. It
+// returns how many there are, and st.SendSeq is the sequence number of the first: whoever restores the connection must send exactly these
+// bytes again, which the peer takes for a retransmission. The queue itself is not read: the caller knows what it has sent.
+func ExtractUnacked(fd int, st *tcpstate.State, limit int) (unacked int, err error) {
 	c := calls{fd: fd}
 	i := c.info()
-	var err error
+	if i.unackedSegs != 0 || i.notSentBytes != 0 {
+		unacked = c.ioctl(unix.SIOCOUTQ, "ioctl SIOCOUTQ")
+	}
 	switch {
 	case c.errno != 0:
 		err = c.plainTCPError()
 	case ConnState(i.state) != Established:
 		err = &StateError{State: ConnState(i.state)}
-	case i.unackedSegs != 0 || i.notSentBytes != 0:
+	case unacked > limit:
 		err = ErrUnacked
 	default:
 		if c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON); c.errno != 0 {
@@ -32,9 +42,10 @@ func Extract(fd int, st *tcpstate.State) error {
 		}
 	}
 	if err != nil {
-		return &Error{Op: "extract", Left: LeftFrozen, Err: err}
+		return 0, &Error{Op: "extract", Left: LeftFrozen, Err: err}
 	}
 	c.readRepair(st, &i)
+	st.SendSeq -= uint32(unacked)
 	// The last call: a segment that was past the filter when Freeze attached it may be processed until now. The memory of
 	// the queue counts out-of-order segments and a FIN as well, which SIOCINQ does not.
 	queued := c.get(unix.SOL_SOCKET, unix.SO_MEMINFO) // its first number is SK_MEMINFO_RMEM_ALLOC
@@ -48,9 +59,9 @@ func Extract(fd int, st *tcpstate.State) error {
 		err = ErrWindowShrunk
 	}
 	if err != nil {
-		return &Error{Op: "extract", Left: LeftRepair, Err: err}
+		return 0, &Error{Op: "extract", Left: LeftRepair, Err: err}
 	}
-	return nil
+	return unacked, nil
 }
 
 // readRepair reads what only repair mode tells, and i.

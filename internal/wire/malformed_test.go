@@ -184,8 +184,7 @@ func malformedLeases() []malformed {
 		{name: "HANDBACK with sent below -1", msg: Handback{State: stateIPv4(), Sent: -2}, want: "-2 bytes sent"},
 		{name: "HANDBACK with least sent", msg: Handback{State: stateIPv4(), Sent: math.MinInt64}, want: "bytes sent"},
 		{name: "HANDBACK with tail but no SEND", msg: Handback{State: stateIPv4(), Sent: -1, Tail: []byte{1}}, want: "tail of 1"},
-		{name: "HANDBACK with tail longer than sent", msg: Handback{State: stateIPv4(), Sent: 1, Tail: []byte{1, 2}}, want: "tail of 2"},
-		{name: "HANDBACK tail too long", msg: Handback{State: stateIPv4(), Sent: 1000, Tail: make([]byte, MaxTail+1)}, want: "tail of 65"},
+		{name: "HANDBACK tail too long", msg: Handback{State: stateIPv4(), Sent: MaxTail + 1, Tail: make([]byte, MaxTail+1)}, want: "tail of 20481"},
 	}
 	for _, typ := range []Type{TypeRefused, TypeClosed, TypeKeep} {
 		all = append(all,

@@ -97,7 +97,7 @@ type (
 	// Handback gives the connection back to the guest.
 	Handback struct {
 		State tcpstate.State
-		Sent  int64  // file bytes of the Send under way, the tail included; -1: none under way
+		Sent  int64  // file bytes of the Send under way, those in the tail included; -1: none under way
 		Data  uint64 // all Data bytes that the host has taken from the guest on this lease
 		Tail  []byte // to be sent by the guest first
 	}

@@ -188,7 +188,7 @@ func ParseHandback(p []byte) (Handback, error) {
 		return m, d.err
 	case len(m.Tail) > MaxTail:
 		return m, badFormat("tail of %d bytes, at most %d", len(m.Tail), MaxTail)
-	case m.Sent < -1 || m.Sent < int64(len(m.Tail)) && len(m.Tail) > 0:
+	case m.Sent < -1 || m.Sent == -1 && len(m.Tail) > 0:
 		return m, badFormat("%d bytes sent with a tail of %d", m.Sent, len(m.Tail))
 	}
 	return m, nil

@@ -20,7 +20,7 @@ const (
 	MaxData        = MaxPayload
 	MaxRead        = MaxPayload - 8
 	MaxSendHeader  = 32 << 10
-	MaxTail        = 64
+	MaxTail        = 20 << 10
 	MaxShare       = 64
 	MaxPath        = 1024
 	magicSize      = 16
