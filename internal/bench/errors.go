@@ -38,7 +38,7 @@ func shortBody(err error, got, want int64) error {
 	return err
 }
 
-// WrongBodyError: the response came whole, but it is not the file that was asked for.
+// WrongBodyError says that the response came whole, but it is not the file that was asked for.
 type WrongBodyError struct {
 	Target               string
 	Status               int

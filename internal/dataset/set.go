@@ -24,7 +24,7 @@ func Sets() []Set {
 	}
 }
 
-// UnknownSetError: there is no data set of that name.
+// UnknownSetError says that there is no data set of that name.
 type UnknownSetError struct{ Name string }
 
 func (e *UnknownSetError) Error() string {

@@ -32,9 +32,7 @@ func Main() error {
 	if os.Getpid() != 1 {
 		return errors.New("guestinit: must be PID 1 of a guest; it would take this machine over")
 	}
-	if err := run(); err != nil {
-		fmt.Fprintf(os.Stderr, "spillway: guest failed: %v\n", err)
-	}
+	fmt.Fprintf(os.Stderr, "spillway: guest failed: %v\n", run())
 	return restart()
 }
 

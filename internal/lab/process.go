@@ -19,8 +19,7 @@ import (
 type process struct {
 	name  string
 	pid   int
-	ended <-chan error
-	gone  bool // ended was read
+	ended <-chan struct{} // closed when it has
 }
 
 // startProcess starts the binary inside a namespace; its output goes to NAME.log in the lab's directory, behind what an earlier run wrote.
@@ -46,14 +45,12 @@ func (l *Lab) startProcess(name string, ns *netns.Namespace, args ...string) err
 }
 
 func (p *process) exited() bool {
-	if !p.gone {
-		select {
-		case <-p.ended:
-			p.gone = true
-		default:
-		}
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
 	}
-	return p.gone
 }
 
 // stopGrace is how long a daemon may take to end by itself.

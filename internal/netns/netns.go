@@ -93,10 +93,10 @@ func (ns *Namespace) Do(fn func() error) error {
 	return nil
 }
 
-// Start starts cmd inside the namespace and returns a channel that gets the result of its Wait. The thread that forks it stays until then, so
-// that a Pdeathsig in cmd.SysProcAttr means this process and not the thread.
-func (ns *Namespace) Start(cmd *exec.Cmd) (<-chan error, error) {
-	started, ended := make(chan error), make(chan error, 1)
+// Start starts cmd inside the namespace and returns a channel that is closed when it has ended; cmd.ProcessState tells how. The thread that
+// forks it stays until then, so that a Pdeathsig in cmd.SysProcAttr means this process and not the thread.
+func (ns *Namespace) Start(cmd *exec.Cmd) (<-chan struct{}, error) {
+	started, ended := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		err := netns.Set(ns.handle)
@@ -105,7 +105,8 @@ func (ns *Namespace) Start(cmd *exec.Cmd) (<-chan error, error) {
 		}
 		started <- err
 		if err == nil {
-			ended <- cmd.Wait()
+			_ = cmd.Wait() // how it ended is in cmd.ProcessState
+			close(ended)
 		}
 	}()
 	if err := <-started; err != nil {

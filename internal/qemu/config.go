@@ -12,6 +12,7 @@ import (
 // Accel is the way QEMU runs the guest's instructions.
 type Accel string
 
+// The accelerators.
 const (
 	AccelAuto Accel = "auto" // KVM where it works, else TCG; asked for, never reported
 	AccelKVM  Accel = "kvm"
@@ -94,7 +95,7 @@ func (c Config) withDefaults() Config {
 // validate refuses what QEMU would misunderstand or report in obscure words.
 func (c Config) validate() error {
 	if c.Name == "" || c.RunDir == "" || c.Kernel == "" {
-		return errors.New("Name, RunDir and Kernel must be set")
+		return errors.New("a VM needs Name, RunDir and Kernel")
 	}
 	if !slices.Contains([]Accel{AccelAuto, AccelKVM, AccelTCG}, c.Accel) {
 		return fmt.Errorf("unknown accelerator %q; known are auto, kvm and tcg", c.Accel)

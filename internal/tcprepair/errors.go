@@ -40,6 +40,7 @@ func (e *StateError) Is(target error) bool { return target == ErrNotEstablished 
 // LeftState is the state in which a failed call left the socket.
 type LeftState uint8
 
+// The states.
 const (
 	LeftLive   LeftState = iota // as before: receiving, closing as usual
 	LeftFrozen                  // input dropped, not in repair mode; Thaw undoes it, close sends a FIN
