@@ -41,6 +41,7 @@ type Conn struct {
 	end          lease.Guest
 	session      *session.Session // of the lease
 	id           uint32           // of the lease
+	began        time.Time        // the handover
 	readDeadline time.Time        // as the server set it
 	in           inbox
 	unCredited   int  // bytes that were read from in since the last CREDIT
@@ -58,12 +59,11 @@ type Conn struct {
 
 // result is news for the writer that waits for a SEND.
 type result struct {
-	kind     wire.Type // TypeRefused, TypeSent, TypeHandback, TypeReleased; 0: the connection is over
-	reason   wire.Reason
-	bytes    int64
-	started  bool
-	handback *wire.Handback
-	busy     time.Duration
+	kind     wire.Type      // TypeRefused, TypeSent, TypeReleased; 0: the connection is over
+	reason   wire.Reason    // of TypeRefused and TypeSent
+	bytes    int64          // of TypeSent
+	started  bool           // of TypeSent
+	handback *wire.Handback // of TypeReleased
 }
 
 func newConn(agent *Agent, tcp *net.TCPConn) (*Conn, error) {
@@ -76,7 +76,7 @@ func newConn(agent *Agent, tcp *net.TCPConn) (*Conn, error) {
 		local: addrPort(tcp.LocalAddr()), remote: addrPort(tcp.RemoteAddr()),
 		readable: make(chan struct{}, 1), writable: make(chan struct{}, 1),
 		readUntil: newDeadline(), sendUntil: newDeadline(),
-		results: make(chan result, 4), // a SEND has at most three: refused or handback, released, over
+		results: make(chan result, 2), // a SEND has at most two: its own, and that the connection is over
 	}
 	c.end.Socket = &socket{raw: raw, freezer: agent.freezer}
 	return c, nil

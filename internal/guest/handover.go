@@ -22,11 +22,9 @@ func (c *Conn) sendFile(send wire.Send) (int64, error) {
 		return 0, err
 	}
 	send.Header = c.head
-	began := time.Now()
 	c.mu.Lock()
-	handover := c.end.Phase() == lease.Local
 	var err error
-	if handover {
+	if c.end.Phase() == lease.Local {
 		err = c.handover(send)
 	} else {
 		err = c.sendLeased(send)
@@ -43,7 +41,7 @@ func (c *Conn) sendFile(send wire.Send) (int64, error) {
 		}
 		return 0, nil // settle tells if the connection is broken
 	}
-	return c.awaitSent(send, began, handover)
+	return c.awaitSent(send)
 }
 
 // sendFlags are the flags of every SEND: in mode Offload the connection comes back after it.
@@ -76,9 +74,9 @@ func (c *Conn) handover(send wire.Send) error {
 	// Wake a reader that waits for our socket: from now on the client's bytes come through the host.
 	_ = c.tcp.SetReadDeadline(longAgo)
 	state := tcpstate.State{Local: c.local, Remote: c.remote}
-	began := time.Now()
+	c.began = time.Now()
 	err := c.end.Handover(&state, c.drainInput, func() error {
-		c.agent.stats.step(StepFreeze, time.Since(began))
+		c.agent.stats.step(StepFreeze, time.Since(c.began))
 		c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd = s, id, int(s.Hello.Window), 0, 0, false
 		c.sending = true // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
 		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
@@ -152,31 +150,24 @@ func (c *Conn) fail(err error) {
 }
 
 // awaitSent waits for the end of the SEND under way. c.writing is held.
-func (c *Conn) awaitSent(send wire.Send, began time.Time, handover bool) (int64, error) {
-	for {
-		var r result
-		select {
-		case r = <-c.results:
-		case <-c.sendUntil.wait():
-			return 0, c.giveUp()
-		}
-		switch r.kind {
-		case wire.TypeGranted:
-			c.agent.stats.step(StepHandover, time.Since(began))
-		case wire.TypeRefused:
-			c.refuse(r.reason)
-			return 0, nil
-		case wire.TypeHandback:
-			c.takeBack(r.handback)
-		case wire.TypeReleased:
-			return c.finishReturn(r, began)
-		case wire.TypeSent:
-			return c.finishSent(send, r)
-		default: // the connection is over: settle has the cause
-			c.takeHead()
-			return 0, c.settle()
-		}
+func (c *Conn) awaitSent(send wire.Send) (int64, error) {
+	var r result
+	select {
+	case r = <-c.results:
+	case <-c.sendUntil.wait():
+		return 0, c.giveUp()
 	}
+	switch r.kind {
+	case wire.TypeRefused:
+		c.refuse(r.reason)
+		return 0, nil
+	case wire.TypeReleased:
+		return c.finishReturn(r.handback)
+	case wire.TypeSent:
+		return c.finishSent(send, r)
+	}
+	c.takeHead()
+	return 0, c.settle() // the connection is over, and settle has the cause
 }
 
 // giveUp resets a connection whose SEND did not end before the server's write deadline.
@@ -207,19 +198,14 @@ func (c *Conn) finishSent(send wire.Send, r result) (int64, error) {
 	return r.bytes, nil
 }
 
-// finishReturn ends a SEND after which the connection is local again: what the host withheld is sent first.
-func (c *Conn) finishReturn(r result, began time.Time) (int64, error) {
+// finishReturn ends a SEND after which the connection is local again: what is left of the withheld bytes is sent first.
+func (c *Conn) finishReturn(m *wire.Handback) (int64, error) {
 	c.takeHead()
-	tailBegan := time.Now()
-	if len(r.handback.Tail) > 0 {
-		if _, err := c.tcp.Write(r.handback.Tail); err != nil {
-			return max(r.handback.Sent-int64(len(r.handback.Tail)), 0), err
+	if len(m.Tail) > 0 {
+		if _, err := c.tcp.Write(m.Tail); err != nil {
+			return max(m.Sent-int64(len(m.Tail)), 0), err
 		}
 	}
-	stats := c.agent.stats
-	stats.step(StepTail, time.Since(tailBegan))
-	stats.step(StepBusy, r.busy)
-	stats.step(StepRound, time.Since(began)-r.busy)
-	stats.count(func(s *Counts) { s.Sends++; s.SentBytes += uint64(r.handback.Sent) })
-	return r.handback.Sent, nil
+	c.agent.stats.count(func(s *Counts) { s.Sends++; s.SentBytes += uint64(m.Sent) })
+	return m.Sent, nil
 }
