@@ -202,7 +202,14 @@ func (c *Conn) released(payload []byte) error {
 		c.agent.stats.step(StepBusy, time.Duration(m.Busy))
 		c.agent.stats.step(StepRound, time.Since(c.began)-time.Duration(m.Busy))
 	}
-	return c.comeHome()
+	c.agent.delist(c.id, c)
+	taken := c.taken
+	c.taken = nil
+	c.becomeLocal()
+	if taken == nil {
+		return nil // it was idle: nobody waits
+	}
+	return c.tell(result{kind: wire.TypeReleased, handback: taken})
 }
 
 // sendTail sends what came with the handback, as far as the kernel takes it at once; the writer, who wakes up later, sends the rest. c.mu is
@@ -219,33 +226,14 @@ func (c *Conn) sendTail() {
 	})
 }
 
-// comeHome makes a connection local whose handback has ended. c.mu is held.
-func (c *Conn) comeHome() error {
-	c.agent.delist(c.id, c)
-	taken := c.taken
-	c.taken = nil
-	c.becomeLocal()
-	if taken != nil {
-		return c.tell(result{kind: wire.TypeReleased, handback: taken})
-	}
-	return nil
-}
-
 // lost is the end of the session.
 func (c *Conn) lost(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := c.end.Phase()
 	c.end.Lost()
-	switch c.end.Phase() {
-	case lease.Local:
-		if before == lease.Returning {
-			_ = c.comeHome()
-		}
-	case lease.Gone:
-		if before != lease.Gone {
-			c.agent.stats.count(func(s *Counts) { s.Lost++ })
-			c.over(fmt.Errorf("the session with the host ended: %w", cause))
-		}
+	if before != lease.Gone && c.end.Phase() == lease.Gone {
+		c.agent.stats.count(func(s *Counts) { s.Lost++ })
+		c.over(fmt.Errorf("the session with the host ended: %w", cause))
 	}
 }

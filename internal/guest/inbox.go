@@ -8,9 +8,10 @@ type inbox struct {
 
 func (b *inbox) len() int { return len(b.buf) - b.read }
 
+// add appends p. What is consumed makes room before the buffer grows: an upload may never find it quite empty.
 func (b *inbox) add(p []byte) {
-	if b.read == len(b.buf) {
-		b.buf, b.read = b.buf[:0], 0
+	if len(b.buf)+len(p) > cap(b.buf) && b.read >= b.len() {
+		b.buf, b.read = b.buf[:copy(b.buf, b.buf[b.read:])], 0
 	}
 	b.buf = append(b.buf, p...)
 }

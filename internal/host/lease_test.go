@@ -308,10 +308,27 @@ func TestOptions(t *testing.T) {
 	c := r.connect()
 	c.fd(func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0) })
 	m := c.freeze()
+	usual := m.State.Congestion
 	m.State.Congestion = "nosuchname"
 	g.send(1, 0, m)
 	expect[wire.Granted](g, 1)
-	g.send(1, 0, wire.Data{Data: []byte("a")})
-	g.send(1, 0, wire.Data{Data: []byte("b")})
-	c.clientReads([]byte("ab"))
+	leases := r.daemon.vms[0].eachLease(func(l *leaseConn) {
+		err := l.socket.control(func(fd int) error {
+			noDelay, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY)
+			if err != nil || noDelay == 0 {
+				t.Errorf("TCP_NODELAY %d, %v", noDelay, err)
+			}
+			name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+			if name != usual {
+				t.Errorf("congestion control %q, want %q", name, usual)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if leases != 1 {
+		t.Errorf("%d leases", leases)
+	}
 }

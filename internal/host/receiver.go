@@ -84,6 +84,9 @@ func read(fd int, p []byte) (int, error) {
 // pass tells the guest what a read gave: n bytes behind the place for a frame's header in buf, the end of file, or an error.
 // l.receiving is held.
 func (l *leaseConn) pass(buf *buffer, n int, err error) error {
+	if n == 0 && err == nil && l.wasReset() {
+		err = unix.ECONNRESET
+	}
 	l.mu.Lock()
 	quiet := l.discard || l.orphan
 	switch {
@@ -109,6 +112,14 @@ func (l *leaseConn) pass(buf *buffer, n int, err error) error {
 	frame := wire.Append(buf[:0], l.handler.session.ID, l.id, 0, wire.Data{Data: buf[wire.HeaderSize : wire.HeaderSize+n]})
 	_ = l.handler.session.Write(frame)
 	return nil
+}
+
+// wasReset tells a reset from the client's FIN at an end of file: the kernel reports a reset once, and maybe the sender got it.
+func (l *leaseConn) wasReset() bool {
+	state, err := l.socket.state()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return err == nil && state == tcprepair.Closed && !l.ended && !l.discard
 }
 
 // relayUnread passes on what the client had sent before the freeze. l.receiving is held, no more can arrive.
@@ -140,20 +151,24 @@ func (l *leaseConn) relayUnread() error {
 }
 
 // watch waits, after the client's end of file, for the client's reset or for the socket's close: the guest may take long to answer a
-// client that is gone.
+// client that is gone. A connection that both sides have closed in good order ends when the guest says so.
 func (l *leaseConn) watch() {
 	err := l.socket.raw.Read(func(fd uintptr) bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		state, err := tcprepair.TCPState(int(fd))
-		return l.discard || err != nil || state == tcprepair.Closed
+		if l.discard || err != nil || state != tcprepair.Closed {
+			return l.discard || err != nil
+		}
+		cause, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && cause != 0 {
+			l.finishNow(clientReason(unix.Errno(cause)))
+			return true
+		}
+		return false
 	})
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return // closed
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
+		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.discard {
-		l.finishNow(wire.ReasonClientGone)
-	}
+	l.stop(clientReason(err)) // the netpoller cannot watch the socket any more
 }

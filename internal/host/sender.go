@@ -8,15 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spillway/internal/lease"
-	"spillway/internal/tcprepair"
 	"spillway/internal/wire"
 )
 
 // creditStep is how many DATA bytes are written before the guest gets a CREDIT for them.
 const creditStep = window / 4
-
-// lingerLimit bounds how long a connection that was closed waits for the client to close too.
-const lingerLimit = 2 * time.Second
 
 // run is the sender: the life of a lease, from HANDOVER to the end.
 //
@@ -155,81 +151,4 @@ func (l *leaseConn) writeEnd(err error) wire.Reason {
 		}
 	}
 	return reason
-}
-
-// finish closes the connection and tells the guest.
-func (l *leaseConn) finish(reason wire.Reason) {
-	if l.end.Phase() == lease.Gone && reason == wire.ReasonOK {
-		return // given back: its socket is closed
-	}
-	l.mu.Lock()
-	abort := l.abort || reason == wire.ReasonKernel
-	l.mu.Unlock()
-	if !abort && l.mustLinger(reason) {
-		l.linger()
-	}
-	if err := l.end.Finish(abort); err != nil && !errors.Is(err, lease.ErrPhase) {
-		l.vm.log.Debug("close", "lease", l.id, "client", l.state.Remote, "error", err)
-	}
-	l.close()
-	count(&l.vm.counters.closed, reason)
-	l.handler.forget(l) // before the guest may use the id again
-	_ = send(l.handler, l.id, 0, wire.Closed{Reason: reason})
-}
-
-// mustLinger tells whether the connection may not be closed at once. Bytes of the client that nobody has read would turn the FIN into a
-// RST, which may overtake what the client has not read yet. And when the guest is gone, its kernel answers what comes after our socket has
-// gone, so the host stays until the client has closed.
-func (l *leaseConn) mustLinger(reason wire.Reason) bool {
-	switch reason {
-	case wire.ReasonSession:
-		return true
-	case wire.ReasonClosed:
-		n, err := l.socket.unread()
-		return err == nil && n > 0
-	}
-	return false
-}
-
-// linger sends the FIN and drops what the client still says until it closes too, for at most lingerLimit.
-func (l *leaseConn) linger() {
-	until := time.Now().Add(lingerLimit)
-	if err := l.socket.shutdown(); err != nil {
-		return // it is closed already
-	}
-	l.mu.Lock()
-	l.discard = true
-	l.mu.Unlock()
-	l.room.Signal()
-	_ = l.socket.file.SetReadDeadline(until) // after discard: whoever wakes for the deadline sees it
-	<-l.received
-	for l.isEOF() && l.isLinked() && time.Now().Before(until) {
-		time.Sleep(drainSleepMax)
-	}
-}
-
-// isLinked tells whether the client has bytes to acknowledge, or our FIN.
-func (l *leaseConn) isLinked() bool {
-	l.mu.Lock()
-	over := l.over
-	l.mu.Unlock()
-	state, err := l.socket.state()
-	return err == nil && over == wire.ReasonOK && state != tcprepair.Closed
-}
-
-func (l *leaseConn) isEOF() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.eof
-}
-
-// close closes the socket and waits for the receiver.
-func (l *leaseConn) close() {
-	l.mu.Lock()
-	l.live = false
-	l.discard = true
-	l.mu.Unlock()
-	l.room.Signal()
-	_ = l.socket.Close() // TCP has nothing to report here
-	<-l.received
 }

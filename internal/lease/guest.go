@@ -123,18 +123,16 @@ func (g *Guest) Closed() error {
 
 // Lost is the event that the session has ended.
 //
-//   - Handing: the host may or may not own the connection, so it is reset. If the host has sent anything on it, our RST is outside the
-//     client's window and does nothing, and the host's end of the connection is closed by the host or by its kernel.
+//   - Handing, Returning: the host may or may not own the connection, so it is reset. If the host has sent anything on it, our RST is outside
+//     the client's window and does nothing, and the host's end of the connection is closed by the host or by its kernel. To go on with a
+//     connection that is returning would be wrong: a host that has not heard TAKEN goes on too, and acknowledges what the client says.
 //   - Leased: the host finishes what is under way and closes, or its kernel does; our socket goes silently.
-//   - Returning: our socket lives and nobody else will send again (docs/handover.md): the connection is local.
 func (g *Guest) Lost() {
 	switch g.phase {
-	case Handing:
+	case Handing, Returning:
 		g.abort()
 	case Leased:
 		g.phase = Gone
 		_ = g.Socket.Release() // a socket in repair mode is silent already
-	case Returning:
-		g.phase = Local
 	}
 }

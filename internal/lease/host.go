@@ -108,8 +108,7 @@ func (h *Host) Finish(abort bool) error {
 }
 
 // Lost is the event that the session has ended. A lease stays Leased: the caller finishes what is under way and calls Finish. A connection that was
-// being returned is ours again: if the guest took it, it lives in a process that has lost us and the client's packets still come
-// here, and if the guest died, nobody else will close it.
+// being returned is ours again: a guest that took it resets it, and if the guest died, nobody else will close it.
 func (h *Host) Lost() error {
 	if h.phase == Returning {
 		return h.undo(nil)

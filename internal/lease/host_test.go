@@ -90,6 +90,7 @@ func TestHostFailures(t *testing.T) {
 		{"finish with abort while returning", Returning, func(h *Host, _ *fake) error { return h.Finish(true) }},
 		{"lost before HANDOVER", Local, func(h *Host, _ *fake) error { return h.Lost() }},
 		{"lost while leased", Leased, func(h *Host, _ *fake) error { return h.Lost() }},
+		{"lost while returning", Returning, func(h *Host, _ *fake) error { return h.Lost() }},
 		{"lost while returning, then finish", Returning, func(h *Host, _ *fake) error {
 			if err := h.Lost(); err != nil {
 				return err

@@ -57,11 +57,12 @@ type Session struct {
 
 	conn Conn
 
-	heard atomic.Bool // a frame arrived since the last tick
-	spoke atomic.Bool // a frame was written since the last tick
+	heard   atomic.Bool // a frame arrived since the last tick
+	spoke   atomic.Bool // a frame was written since the last tick
+	ponging atomic.Bool // a PONG is on its way
 
 	mu      sync.Mutex
-	drained sync.Cond // pending has room, or the session is over
+	drained sync.Cond // pending has room, nothing is being written, or the session is over
 	pending []byte    // frames that wait for the write under way
 	spare   []byte
 	writing bool
@@ -69,9 +70,14 @@ type Session struct {
 	err     error
 }
 
-func newSession(conn Conn, id uint32, hello wire.Hello) *Session {
+// newSession makes a session that begins with the frame opening, or with none. The frame leaves before all others, and nobody waits for it.
+func newSession(conn Conn, id uint32, hello wire.Hello, opening []byte) *Session {
 	s := &Session{ID: id, Hello: hello, conn: conn}
 	s.drained.L = &s.mu
+	if len(opening) > 0 {
+		s.writing = true
+		go s.write(opening)
+	}
 	return s
 }
 
@@ -94,28 +100,37 @@ func (s *Session) Write(frames []byte) error {
 	}
 	s.writing = true
 	s.mu.Unlock()
-	s.spoke.Store(true)
-	for len(frames) > 0 {
-		_, err := s.conn.Write(frames)
-		s.mu.Lock()
-		s.stuck = 0
-		if err != nil {
-			s.failLocked(fmt.Errorf("channel write: %w", err))
-		}
-		if s.err != nil {
-			s.writing = false
-			s.mu.Unlock()
-			return nil
-		}
-		frames, s.pending, s.spare = s.pending, s.spare[:0], s.pending
-		if len(frames) == 0 {
-			s.writing = false
-		} else {
-			s.drained.Broadcast()
-		}
-		s.mu.Unlock()
-	}
+	s.write(frames)
 	return nil
+}
+
+// write writes frames. s.writing is set. What has come to wait meanwhile is written by a goroutine of its own: a caller who holds a lock must
+// not be kept for as long as others have something to say.
+func (s *Session) write(frames []byte) {
+	s.spoke.Store(true)
+	_, err := s.conn.Write(frames)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck = 0
+	if err != nil {
+		s.failLocked(fmt.Errorf("channel write: %w", err))
+	}
+	waiting := s.pending
+	s.pending, s.spare = s.spare[:0], waiting
+	s.writing = s.err == nil && len(waiting) > 0
+	if s.writing {
+		go s.write(waiting)
+	}
+	s.drained.Broadcast()
+}
+
+// awaitWriter returns when nothing is being written any more. The session is over, so no write lasts.
+func (s *Session) awaitWriter() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.writing {
+		s.drained.Wait()
+	}
 }
 
 // busy tells whether Write might wait.
@@ -181,7 +196,7 @@ func (s *Session) watch(silentLimit time.Duration, stop <-chan struct{}) {
 		case quiet >= pingTicks:
 			quiet = 0
 			// A goroutine of its own: the write may block, this loop must not.
-			go s.Write(wire.Append(nil, s.ID, 0, 0, wire.Ping{}))
+			go func() { _ = s.Write(wire.Append(nil, s.ID, 0, 0, wire.Ping{})) }()
 		}
 	}
 }
@@ -223,6 +238,8 @@ func (s *Session) run(r *wire.Reader, h Handler, silentLimit time.Duration) (aga
 		}
 	}
 	err = s.failure(err)
+	// The next session takes the deadlines back, which must not keep a write of this one alive.
+	s.awaitWriter()
 	h.End(err)
 	return again, header, payload, err
 }
@@ -238,11 +255,16 @@ func (s *Session) frame(header wire.Header, payload []byte, h Handler) error {
 		if err != nil {
 			return err
 		}
-		// The reader must never wait for the other side's reader. With frames queued already, these will be heard instead.
-		if s.busy() {
+		// With frames on their way already, these will be heard instead.
+		if s.busy() || !s.ponging.CompareAndSwap(false, true) {
 			return nil
 		}
-		return s.Write(wire.Append(nil, s.ID, 0, 0, wire.Pong(m)))
+		// A goroutine of its own: the reader must never wait for the other side's reader.
+		go func() {
+			defer s.ponging.Store(false)
+			_ = s.Write(wire.Append(nil, s.ID, 0, 0, wire.Pong(m))) // ErrEnded: no PONG is due any more
+		}()
+		return nil
 	}
 	return h.Frame(header, payload)
 }

@@ -39,14 +39,14 @@ func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin 
 	return l.serve(ctx, func() (*Session, error) {
 		id := rand.Uint32() | 1 // 0 is no session
 		offer := wire.Append(nil, id, 0, 0, hello)
-		l.say(offer)
+		l.say(ctx, offer)
 		for {
 			h, payload, err := l.sync()
 			if err != nil {
 				return nil, err
 			}
 			if h.Type == wire.TypeGreet {
-				l.say(offer)
+				l.say(ctx, offer)
 				continue
 			}
 			ready, err := wire.ParseReady(payload)
@@ -57,7 +57,7 @@ func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin 
 				opts.ended(fmt.Errorf("%w: the guest %d, the host %d; update the older one", ErrVersion, ready.Version, wire.Version))
 				continue
 			}
-			return newSession(conn, id, hello), nil
+			return newSession(conn, id, hello, nil), nil
 		}
 	}, begin)
 }
@@ -67,7 +67,7 @@ func Guest(ctx context.Context, conn Conn, opts Options, begin func(*Session) Ha
 	l := &link{conn: conn, reader: wire.NewGuestReader(conn), opts: opts}
 	greet := wire.Append(nil, 0, 0, 0, wire.Greet{Version: wire.Version})
 	return l.serve(ctx, func() (*Session, error) {
-		stop := l.repeat(greet)
+		stop := l.repeat(ctx, greet)
 		defer stop()
 		for {
 			h, payload, err := l.sync()
@@ -79,13 +79,14 @@ func Guest(ctx context.Context, conn Conn, opts Options, begin func(*Session) Ha
 				continue
 			}
 			stop()
-			// A host of another version sees ours in READY and says so in its log.
-			l.say(wire.Append(nil, h.Session, 0, 0, wire.Ready{Version: wire.Version}))
+			ready := wire.Append(nil, h.Session, 0, 0, wire.Ready{Version: wire.Version})
 			if hello.Version != wire.Version {
+				l.say(ctx, ready) // the host sees our version in it and says so in its log
 				opts.ended(fmt.Errorf("%w: the host %d, the guest %d; update the older one", ErrVersion, hello.Version, wire.Version))
 				continue
 			}
-			return newSession(conn, h.Session, hello), nil
+			// Not by say, which waits: a host that is saying HELLO again does not read before we have read it.
+			return newSession(conn, h.Session, hello, ready), nil
 		}
 	}, begin)
 }
@@ -146,30 +147,34 @@ func (l *link) sync() (wire.Header, []byte, error) {
 }
 
 // say writes a frame of the agreement. An error is not reported: the channel's next read fails too, or the frame is repeated.
-func (l *link) say(frame []byte) {
+func (l *link) say(ctx context.Context, frame []byte) {
 	_ = l.conn.SetWriteDeadline(time.Now().Add(l.opts.silent()))
-	_, _ = l.conn.Write(frame)
+	// Only now: whoever ends ctx sets a deadline in the past afterwards, which ours has not undone then.
+	if ctx.Err() == nil {
+		_, _ = l.conn.Write(frame)
+	}
 	_ = l.conn.SetWriteDeadline(time.Time{})
 }
 
 // repeat says frame now and every second until stop is called; stop waits until nothing is being said.
-func (l *link) repeat(frame []byte) (stop func()) {
-	done, gone := make(chan struct{}), make(chan struct{})
+func (l *link) repeat(ctx context.Context, frame []byte) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
 		tick := time.NewTicker(tickInterval)
 		defer tick.Stop()
 		for {
-			l.say(frame)
+			l.say(ctx, frame)
 			select {
-			case <-done:
+			case <-ctx.Done():
 				return
 			case <-tick.C:
 			}
 		}
 	}()
 	return sync.OnceFunc(func() {
-		close(done)
+		cancel()
 		_ = l.conn.SetWriteDeadline(time.Unix(1, 0))
 		<-gone
 		_ = l.conn.SetWriteDeadline(time.Time{})

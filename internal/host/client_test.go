@@ -1,0 +1,181 @@
+package host
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"spillway/internal/config"
+	"spillway/internal/wire"
+)
+
+// more is a response that no socket buffer between host and client can hold.
+const more = 32 << 20
+
+// newRigWithMore has the file "more" of that size; its content begins like that of "big".
+func newRigWithMore(t *testing.T, options ...func(*rig)) (*rig, []byte) {
+	t.Helper()
+	r := newRig(t, options...)
+	content := make([]byte, more)
+	copy(content, r.big)
+	copy(content[more-len(r.big):], r.big)
+	r.write("more", content)
+	return r, content
+}
+
+func stallTimeout(d time.Duration) func(*rig) {
+	return func(r *rig) { r.cfg.Limits.StallTimeout = config.Duration(d) }
+}
+
+func drainTimeout(d time.Duration) func(*rig) {
+	return func(r *rig) { r.cfg.Limits.DrainTimeout = config.Duration(d) }
+}
+
+// reset makes the client send a RST.
+func (c *connection) reset() {
+	c.tb.Helper()
+	if err := c.client.SetLinger(0); err != nil {
+		c.tb.Fatal(err)
+	}
+	c.client.Close()
+}
+
+// TestClientResets: whatever the lease is doing, the guest hears that the client is gone.
+func TestClientResets(t *testing.T) {
+	for name, before := range map[string]func(*fakeGuest, *connection){
+		"idle": func(*fakeGuest, *connection) {},
+		"in a response": func(g *fakeGuest, c *connection) {
+			g.send(1, 0, c.whole("more", "head\n"))
+			c.clientReads([]byte("head\n"))
+		},
+		"without credit": func(g *fakeGuest, c *connection) { go c.client.Write(c.big); g.hears(1, string(c.big[:window])) },
+		"in a drain": func(g *fakeGuest, c *connection) {
+			g.send(1, wire.FlagReturn, c.whole("big", "head\n"))
+			c.clientReads([]byte("head\n"))
+		},
+		"half closed": func(g *fakeGuest, c *connection) {
+			if err := c.client.CloseWrite(); err != nil {
+				c.tb.Fatal(err)
+			}
+			expect[wire.End](g, 1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := newRigWithMore(t)
+			g := r.guest(0)
+			c := r.lease(g, 1)
+			before(g, c)
+			c.reset()
+			if name == "without credit" {
+				g.send(1, 0, wire.Credit{Bytes: window})
+			}
+			if m := g.closed(1); m.Reason != wire.ReasonClientGone {
+				t.Errorf("CLOSED %v", m.Reason)
+			}
+			c.release()
+			if s := r.status(); s.Closed["client-gone"] != 1 || s.Leases != 0 {
+				t.Errorf("status %+v", s)
+			}
+		})
+	}
+}
+
+// closed waits for CLOSED, and takes all DATA before it.
+func (g *fakeGuest) closed(id uint32) wire.Closed {
+	g.tb.Helper()
+	for limit := time.After(patience); ; {
+		select {
+		case got := <-g.of(id):
+			switch m := got.message.(type) {
+			case wire.Closed:
+				return m
+			case wire.Data:
+				g.send(id, 0, wire.Credit{Bytes: uint32(len(m.Data))})
+			default:
+				g.tb.Fatalf("lease %d: got %v, want CLOSED", id, got.head.Type)
+			}
+		case <-limit:
+			g.tb.Fatalf("lease %d: no CLOSED", id)
+		}
+	}
+}
+
+// TestSlowClient: a client that takes a little now and then is served to its end, also when that takes longer than the stall time-out.
+func TestSlowClient(t *testing.T) {
+	r, content := newRigWithMore(t, stallTimeout(2*time.Second))
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	c := r.connect()
+	if err := c.client.SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	g.send(1, 0, c.freeze(), r.whole("more", ""))
+	expect[wire.Granted](g, 1)
+	taken, buf := 0, make([]byte, 8<<10)
+	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		n, err := c.client.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(buf[:n], content[taken:taken+n]) {
+			t.Fatal("wrong bytes")
+		}
+		taken += n
+	}
+	if taken >= more {
+		t.Fatal("the client was not slow")
+	}
+	_ = c.client.SetReadBuffer(1 << 20)
+	c.clientReads(content[taken:])
+	if m, _ := expect[wire.Sent](g, 1); m.Bytes != more {
+		t.Errorf("SENT %+v", m)
+	}
+	g.send(1, 0, wire.Close{})
+	expect[wire.Closed](g, 1)
+	c.clientEnds()
+	c.release()
+}
+
+// TestPausingClient: a zero window that is shorter than the stall time-out does no harm.
+func TestPausingClient(t *testing.T) {
+	r, content := newRigWithMore(t)
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	g.send(1, wire.FlagReturn, r.whole("more", ""))
+	time.Sleep(5 * time.Second) // this is what is tested
+	wait := c.clientReading(content)
+	expect[wire.Handback](g, 1)
+	g.send(1, 0, wire.Keep{Reason: wire.ReasonKernel})
+	wait()
+	g.send(1, 0, wire.Close{})
+	expect[wire.Sent](g, 1)
+	expect[wire.Closed](g, 1)
+	c.clientEnds()
+	c.release()
+}
+
+// TestStalledClient: a client that takes nothing is reset, whether the sender waits for it or only the kernel.
+func TestStalledClient(t *testing.T) {
+	for _, file := range []string{"more", "part"} {
+		t.Run(file, func(t *testing.T) {
+			r, _ := newRigWithMore(t, stallTimeout(300*time.Millisecond))
+			r.write("part", r.big[:48<<10])
+			g := r.guest(0)
+			c := r.connect()
+			if err := c.client.SetReadBuffer(4 << 10); err != nil {
+				t.Fatal(err)
+			}
+			g.send(1, 0, c.freeze(), r.whole(file, "head"))
+			expect[wire.Granted](g, 1)
+			if file == "part" {
+				expect[wire.Sent](g, 1) // it fits into the kernel's buffer
+			}
+			if m, _ := expect[wire.Closed](g, 1); m.Reason != wire.ReasonClientStalled {
+				t.Errorf("CLOSED %v", m.Reason)
+			}
+			c.clientReset()
+			c.release()
+		})
+	}
+}

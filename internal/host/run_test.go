@@ -1,0 +1,117 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"spillway/internal/redirect"
+	"spillway/internal/wire"
+)
+
+// TestRunFails: a daemon that cannot start leaves nothing, and the one that runs alone.
+func TestRunFails(t *testing.T) {
+	r := newRig(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	second, err := newDaemon(r.cfg, r.logger(), r.environment())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Run(context.Background()); !errors.Is(err, redirect.ErrInUse) {
+		t.Errorf("second daemon: %v", err)
+	}
+	g.send(1, 0, r.whole("big", ""), wire.Close{})
+	c.clientReads(r.big)
+	c.clientEnds()
+	c.release()
+	r.stop()
+	<-r.done
+
+	path := strings.TrimPrefix(r.cfg.VMs[1].Channels[0], "unix:")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	third, err := newDaemon(r.cfg, r.logger(), r.environment())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := third.Run(context.Background()); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("channel's path in use: %v", err)
+	}
+	if err := os.Remove(path); err != nil { // checkStop looks for everything else
+		t.Fatal(err)
+	}
+
+	r.cfg.Admin = filepath.Join(t.TempDir(), "none", "admin.sock")
+	fourth, err := newDaemon(r.cfg, r.logger(), r.environment())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fourth.Run(context.Background()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no directory for the admin socket: %v", err)
+	}
+	if err := fourth.Run(context.Background()); err == nil {
+		t.Error("Run can be called twice")
+	}
+}
+
+// TestRestart: a daemon takes the place of one that has stopped, at the same channels.
+func TestRestart(t *testing.T) {
+	r := newRig(t)
+	r.guest(0)
+	r.stop()
+	<-r.done
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	r.daemon, r.done = nil, make(chan struct{})
+	r.start()
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	g.send(1, 0, r.whole("big", ""))
+	c.clientReads(r.big)
+}
+
+// TestTrace: each step of a change of hands is reported.
+func TestTrace(t *testing.T) {
+	steps := make(chan string, 100)
+	r := newRig(t, func(r *rig) {
+		var err error
+		if r.daemon, err = newDaemon(r.cfg, r.logger(), r.environment()); err != nil {
+			t.Fatal(err)
+		}
+		r.daemon.Trace = func(step string, d time.Duration) {
+			if d < 0 {
+				t.Errorf("step %s took %v", step, d)
+			}
+			steps <- step
+		}
+	})
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	wait := c.clientReading(r.big[:4096])
+	g.send(1, wire.FlagReturn, r.whole("small", ""))
+	m, _ := expect[wire.Handback](g, 1)
+	c.takeBack(m)
+	g.send(1, 0, wire.Taken{})
+	expect[wire.Released](g, 1)
+	if _, err := c.server.Write(m.Tail); err != nil {
+		t.Fatal(err)
+	}
+	wait()
+	for _, want := range []string{StepRestore, StepSend, StepDrain, StepExtract, StepRelease} {
+		select {
+		case got := <-steps:
+			if got != want {
+				t.Errorf("step %s, want %s", got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("no step %s", want)
+		}
+	}
+}
