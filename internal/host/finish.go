@@ -87,6 +87,7 @@ func (l *leaseConn) flush(began wire.Reason) {
 
 // awaitEOF waits until the client has closed its direction and the connection is over, the receiver dropping what the client still says.
 func (l *leaseConn) awaitEOF(until time.Time) {
+	l.listen()
 	_ = l.socket.file.SetReadDeadline(until) // after discard was set: whoever wakes for the deadline sees it
 	<-l.received
 	for time.Now().Before(until) {
@@ -109,5 +110,7 @@ func (l *leaseConn) close() {
 	l.mu.Unlock()
 	l.room.Signal()
 	_ = l.socket.Close() // TCP has nothing to report here
-	<-l.received
+	if l.listens {
+		<-l.received
+	}
 }

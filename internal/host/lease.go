@@ -48,6 +48,7 @@ type leaseConn struct {
 	broken   wire.Reason // a SEND failed half-way: nothing more may be sent, as it would be taken for the rest of the body
 	eaten    int         // DATA bytes that no CREDIT has been sent for
 	busy     time.Duration
+	listens  bool          // the receiver was started
 	received chan struct{} // closed when the receiver is gone
 
 	receiving sync.Mutex   // held by whoever reads from the client's socket, until what was read is in the channel

@@ -21,12 +21,30 @@ func (l *leaseConn) run() {
 	if !l.accept() {
 		return
 	}
-	go l.receive()
 	end := wire.ReasonOK
 	for end == wire.ReasonOK && l.end.Phase() != lease.Gone {
+		if !l.returnsNext() {
+			l.listen()
+		}
 		end = l.step(l.next())
 	}
 	l.finish(end)
+}
+
+// listen starts the receiver, once.
+func (l *leaseConn) listen() {
+	if !l.listens {
+		l.listens = true
+		go l.receive()
+	}
+}
+
+// returnsNext tells that the next thing to do is a SEND with RETURN. Most leases in mode offload consist of just that, and are over before a
+// receiver would have something to read; what the client says meanwhile waits in the socket until relayUnread.
+func (l *leaseConn) returnsNext() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.inbox) > 0 && l.inbox[0].order != nil && l.inbox[0].order.giveBack
 }
 
 // accept takes the connection over, or refuses it.
