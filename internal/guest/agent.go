@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 
 	"spillway/internal/session"
@@ -43,6 +44,7 @@ func NewAgent(opts Options) (*Agent, error) {
 		stats:    newStats(),
 		leases:   map[uint32]*Conn{},
 		requests: map[uint32]chan<- fileAnswer{},
+		lastID:   rand.Uint32(), // no answer to an earlier process's request is taken for one of ours
 	}
 	if a.log == nil {
 		a.log = slog.Default()

@@ -23,7 +23,7 @@ func (g *Guest) Phase() Phase { return g.phase }
 // belongs behind it. drain is called in between, when no more input can arrive, to read what the client has already sent.
 // After an error the connection is local again and as it was (phase Local), unless it is broken (phase Gone). The error carries the wire.Reason.
 func (g *Guest) Handover(st *tcpstate.State, drain, send func() error) error {
-	if g.phase != Local || g.parked {
+	if g.phase != Local {
 		return ErrPhase
 	}
 	if err := g.Socket.Freeze(); err != nil {

@@ -57,9 +57,11 @@ type Session struct {
 
 	conn Conn
 
-	heard   atomic.Bool // a frame arrived since the last tick
-	spoke   atomic.Bool // a frame was written since the last tick
-	ponging atomic.Bool // a PONG is on its way
+	heard    atomic.Bool // a frame arrived since the last tick
+	spoke    atomic.Bool // a frame was written since the last tick
+	replying atomic.Bool // an answer of the session itself is on its way
+
+	opening []byte // the frame that this side began the session with, if it did
 
 	mu      sync.Mutex
 	drained sync.Cond // pending has room, nothing is being written, or the session is over
@@ -72,7 +74,7 @@ type Session struct {
 
 // newSession makes a session that begins with the frame opening, or with none. The frame leaves before all others, and nobody waits for it.
 func newSession(conn Conn, id uint32, hello wire.Hello, opening []byte) *Session {
-	s := &Session{ID: id, Hello: hello, conn: conn}
+	s := &Session{ID: id, Hello: hello, conn: conn, opening: opening}
 	s.drained.L = &s.mu
 	if len(opening) > 0 {
 		s.writing = true
@@ -247,24 +249,36 @@ func (s *Session) run(r *wire.Reader, h Handler, silentLimit time.Duration) (aga
 // frame handles the session's own frames and leaves the others to h.
 func (s *Session) frame(header wire.Header, payload []byte, h Handler) error {
 	switch header.Type {
-	case wire.TypeHello, wire.TypeReady, wire.TypePong: // repetitions and answers: being heard is all that they are for
+	case wire.TypeReady, wire.TypePong: // being heard is all that they are for
 		_, err := wire.Parse(header.Type, payload)
 		return err
+	case wire.TypeHello: // again: our READY was lost, or is on its way
+		if _, err := wire.ParseHello(payload); err != nil {
+			return err
+		}
+		s.reply(s.opening)
+		return nil
 	case wire.TypePing:
 		m, err := wire.ParsePing(payload)
 		if err != nil {
 			return err
 		}
-		// With frames on their way already, these will be heard instead.
-		if s.busy() || !s.ponging.CompareAndSwap(false, true) {
-			return nil
+		if !s.busy() { // with frames on their way already, these will be heard instead
+			s.reply(wire.Append(nil, s.ID, 0, 0, wire.Pong(m)))
 		}
-		// A goroutine of its own: the reader must never wait for the other side's reader.
-		go func() {
-			defer s.ponging.Store(false)
-			_ = s.Write(wire.Append(nil, s.ID, 0, 0, wire.Pong(m))) // ErrEnded: no PONG is due any more
-		}()
 		return nil
 	}
 	return h.Frame(header, payload)
+}
+
+// reply sends a frame of the session itself, unless one is on its way. It does so on a goroutine of its own: the reader must never wait for the
+// other side's reader.
+func (s *Session) reply(frame []byte) {
+	if len(frame) == 0 || !s.replying.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer s.replying.Store(false)
+		_ = s.Write(frame) // ErrEnded: no answer is due any more
+	}()
 }

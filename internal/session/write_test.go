@@ -144,6 +144,24 @@ func TestOpeningComesFirst(t *testing.T) {
 	})
 }
 
+// TestPingFlood: a side that asks without end and takes no answer costs one answer.
+func TestPingFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		s := newSession(g, 1, testHello, nil)
+		ping := wire.Append(nil, 1, 0, 0, wire.Ping{Token: 1})
+		for range 1000 {
+			if err := s.frame(wire.Header{Type: wire.TypePing, Session: 1}, ping[wire.HeaderSize:], nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g.pass(1000)
+		if got := g.calls(); len(got) != 1 || len(got[0]) != len(ping) {
+			t.Errorf("%d answers", len(got))
+		}
+	})
+}
+
 // TestWriteIsBounded: who has more to say than maxPending waits, and goes on when there is room, or when the session ends.
 func TestWriteIsBounded(t *testing.T) {
 	for _, ends := range []bool{false, true} {
