@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"runtime"
+
 	"github.com/spf13/cobra"
 
 	"spillway/internal/config"
@@ -41,6 +44,7 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 			if err := cfg.Validate(); err != nil {
 				return err
 			}
+			shareCPUs()
 			d, err := host.New(cfg, newLogger(cfg.LogLevel))
 			if err != nil {
 				return err
@@ -52,4 +56,12 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 	cmd.Flags().Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
 	cmd.Flags().StringVar(&flags.Admin, "admin", "", "unix socket for status and recalls, empty for none")
 	return cmd
+}
+
+// shareCPUs leaves half of the machine to the VMs, unless the environment says otherwise. The daemon's work is short system calls: on a small machine
+// idle Go threads that look for more of it take the CPU from the guest that is about to send it (docs/bench.md).
+func shareCPUs() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -28,6 +29,10 @@ type Plan struct {
 
 // Measure runs a plan in a lab and returns a row for each case and arm, cases first.
 func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progress) ([]bench.Row, error) {
+	if plan.Connections <= 1 {
+		// One connection needs one CPU; idle Go threads of the client would take the other one from the servers.
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	}
 	var rows []bench.Row
 	for _, c := range plan.Cases {
 		m := measurement{lab: l, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{}}

@@ -22,6 +22,9 @@ type process struct {
 	ended <-chan struct{} // closed when it has
 }
 
+// guestEnv makes a namespace stand for a VM of one CPU, as the lab's QEMU has it.
+const guestEnv = "GOMAXPROCS=1"
+
 // startProcess starts the binary inside a namespace; its output goes to NAME.log in the lab's directory, behind what an earlier run wrote.
 func (l *Lab) startProcess(name string, ns *netns.Namespace, args ...string) error {
 	log, err := os.OpenFile(l.LogPath(name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
@@ -31,6 +34,9 @@ func (l *Lab) startProcess(name string, ns *netns.Namespace, args ...string) err
 	defer log.Close()
 	cmd := exec.Command(l.Binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	if ns == l.Guest {
+		cmd.Env = append(os.Environ(), guestEnv)
+	}
 	// A group of its own: an interrupt typed at the terminal is for the lab's owner.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if l.Detached {
