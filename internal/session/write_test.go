@@ -333,3 +333,55 @@ func TestOldWriterIsGone(t *testing.T) {
 		host.stop()
 	}
 }
+
+// TestLater: frames that are no news leave with the next ones that are, before them, or alone after laterDelay.
+func TestLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		s := newSession(g, 1, testHello, nil)
+		g.pass(100)
+		later := func(text string) {
+			t.Helper()
+			if err := s.Later([]byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		wrote := func(want ...string) {
+			t.Helper()
+			synctest.Wait()
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			var got []string
+			for _, b := range g.wrote {
+				got = append(got, string(b))
+			}
+			if strings.Join(got, "|") != strings.Join(want, "|") {
+				t.Fatalf("wrote %q, want %q", got, want)
+			}
+		}
+		later("a")
+		later("b")
+		wrote()
+		if err := s.Write([]byte("c")); err != nil {
+			t.Fatal(err)
+		}
+		wrote("abc")
+		time.Sleep(2 * laterDelay) // the timer of a and b has nothing left to do
+		wrote("abc")
+		later("d")
+		time.Sleep(laterDelay)
+		wrote("abc", "d")
+		later("e")
+		time.Sleep(laterDelay)
+		wrote("abc", "d", "e")
+
+		later("f")
+		s.Close(ErrSilent)
+		time.Sleep(2 * laterDelay)
+		wrote("abc", "d", "e")
+		if err := s.Later([]byte("g")); !errors.Is(err, ErrEnded) {
+			t.Fatalf("Later after the end: %v", err)
+		}
+	})
+}
