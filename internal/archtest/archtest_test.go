@@ -23,10 +23,10 @@ var layers = []struct {
 	packages []string
 }{
 	{"L0 words and formats", []string{
-		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/tcpstate", "internal/testkit", "internal/wire",
+		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/tcpstate", "internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair",
+		"internal/channel", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair", "internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
@@ -48,6 +48,7 @@ var sameLayer = map[string]string{
 	"internal/wire → internal/tcpstate":               "a HANDOVER carries a connection's state",
 	"internal/feature/featuretest → internal/feature": "the test helper of that package",
 	"internal/qemu → internal/guestinit":              "a VM is booted with the specification that its init reads",
+	"internal/testkit → internal/netns":               "the same namespaces, for tests",
 	"internal/evaluation → internal/bench":            "an evaluation is a bench run in a lab",
 	"internal/evaluation → internal/lab":              "an evaluation is a bench run in a lab",
 }
@@ -85,7 +86,6 @@ var syscallers = map[string]string{
 	"internal/redirect":        "a lock that dies with its process, netlink constants",
 	"internal/share":           "openat2 beneath the share",
 	"internal/tcprepair":       "the kernel's repair interface",
-	"internal/testkit":         "a constant of netlink",
 	"cmd/spillway":             "signals",
 }
 

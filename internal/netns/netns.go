@@ -72,6 +72,9 @@ func Delete(name string) error {
 	return nil
 }
 
+// FD is the file descriptor of the namespace, for libraries that want one. It belongs to the Namespace.
+func (ns *Namespace) FD() int { return int(ns.handle) }
+
 // Close drops this process's handle.
 func (ns *Namespace) Close() error { return ns.handle.Close() }
 

@@ -1,14 +1,13 @@
 package testkit
 
 import (
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // Addresses of a Triple. Host4 and Host6 are on the host's link to the client, the gateways on its link to the guest.
@@ -55,61 +54,43 @@ func Triple(tb testing.TB, hooks ...func(testing.TB, *Network)) *Network {
 	}
 	n.Host.Sysctl(tb, "net/ipv4/ip_forward", "1")
 	n.Host.Sysctl(tb, "net/ipv6/conf/all/forwarding", "1")
-	n.Host.veth(tb, 10, HostClientLink, n.Client)
-	n.Host.veth(tb, 11, HostGuestLink, n.Guest)
-	n.Host.addresses(tb, HostClientLink, Host4+"/24", Host6+"/64")
-	n.Host.addresses(tb, HostGuestLink, GuestGateway4+"/24", GuestGateway6+"/64")
-	n.Client.addresses(tb, "eth0", Client4+"/24", Client6+"/64")
-	n.Guest.addresses(tb, "eth0", Guest4+"/24", Guest6+"/64")
-	n.Client.defaultRoutes(tb, Host4, Host6)
-	n.Guest.defaultRoutes(tb, GuestGateway4, GuestGateway6)
-	n.Host.waitRunning(tb, HostClientLink, HostGuestLink)
-	n.Client.waitRunning(tb, "eth0")
-	n.Guest.waitRunning(tb, "eth0")
+	n.wire(tb)
 	for _, hook := range hooks {
 		hook(tb, n)
 	}
 	return n
 }
 
-// veth makes a link called name in ns whose other end is eth0 in peer. Its index must be none that the peer's namespace gives:
-// when both ends have the same one, the kernel takes the link for no pair, and delays "carrier on" by up to a second
-// (linkwatch_urgent_event, net/core/link_watch.c).
-func (ns *Namespace) veth(tb testing.TB, index int, name string, peer *Namespace) {
+// Interface indexes of the host's links, as netns.Veth wants them.
+const (
+	clientLinkIndex = 10
+	guestLinkIndex  = 11
+)
+
+// wire makes the links, with their addresses and routes, and waits until they carry packets.
+func (n *Network) wire(tb testing.TB) {
 	tb.Helper()
-	ns.Must(tb, func() error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Index = name, index
-		return netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs:     attrs,
-			PeerName:      "eth0",
-			PeerNamespace: netlink.NsFd(peer.FD()),
-		})
-	})
+	steps := []error{
+		n.Host.Veth(HostClientLink, clientLinkIndex, n.Client.Namespace, "eth0"),
+		n.Host.Veth(HostGuestLink, guestLinkIndex, n.Guest.Namespace, "eth0"),
+		n.Host.Addresses(HostClientLink, prefixes(Host4, Host6)...),
+		n.Host.Addresses(HostGuestLink, prefixes(GuestGateway4, GuestGateway6)...),
+		n.Client.Addresses("eth0", prefixes(Client4, Client6)...),
+		n.Guest.Addresses("eth0", prefixes(Guest4, Guest6)...),
+		n.Client.DefaultRoutes(netip.MustParseAddr(Host4), netip.MustParseAddr(Host6)),
+		n.Guest.DefaultRoutes(netip.MustParseAddr(GuestGateway4), netip.MustParseAddr(GuestGateway6)),
+	}
+	if err := errors.Join(steps...); err != nil {
+		tb.Fatal(err)
+	}
+	n.Host.waitRunning(tb, HostClientLink, HostGuestLink)
+	n.Client.waitRunning(tb, "eth0")
+	n.Guest.waitRunning(tb, "eth0")
 }
 
-// addresses gives link its addresses, without duplicate address detection, and sets it up.
-func (ns *Namespace) addresses(tb testing.TB, link string, prefixes ...string) {
-	tb.Helper()
-	ns.Must(tb, func() error {
-		l, err := netlink.LinkByName(link)
-		if err != nil {
-			return fmt.Errorf("find link %s: %w", link, err)
-		}
-		for _, p := range prefixes {
-			a, err := netlink.ParseAddr(p)
-			if err != nil {
-				return err
-			}
-			if a.IP.To4() == nil {
-				a.Flags = unix.IFA_F_NODAD
-			}
-			if err := netlink.AddrAdd(l, a); err != nil {
-				return fmt.Errorf("add %s to %s: %w", p, link, err)
-			}
-		}
-		return linkUp(link)
-	})
+// prefixes are an IPv4 and an IPv6 address with the prefix lengths of the Triple's links.
+func prefixes(v4, v6 string) []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(v4), 24), netip.PrefixFrom(netip.MustParseAddr(v6), 64)}
 }
 
 // waitRunning waits until the links carry packets; what is sent earlier is dropped.
@@ -128,24 +109,6 @@ func (ns *Namespace) waitRunning(tb testing.TB, links ...string) {
 				if time.Now().After(deadline) {
 					return fmt.Errorf("link %s is still %v after %v", name, l.Attrs().OperState, settleTime)
 				}
-			}
-		}
-		return nil
-	})
-}
-
-func (ns *Namespace) defaultRoutes(tb testing.TB, gateways ...string) {
-	tb.Helper()
-	ns.Must(tb, func() error {
-		for _, g := range gateways {
-			gw := netip.MustParseAddr(g)
-			all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-			if gw.Is6() {
-				all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			}
-			dst := &net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, gw.BitLen())}
-			if err := netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: gw.AsSlice()}); err != nil {
-				return fmt.Errorf("add default route via %s: %w", g, err)
 			}
 		}
 		return nil
