@@ -30,7 +30,10 @@ func newHandler(v *vm, s *session.Session) *handler {
 	if v.daemon.draining.Load() {
 		h.desk.drain()
 	}
-	v.log.Info("session begins", "session", s.ID)
+	// A guest can begin sessions as fast as it likes.
+	if skipped, ok := v.begins.allow(); ok {
+		v.log.Info("session begins", "session", s.ID, "not_logged", skipped)
+	}
 	return h
 }
 

@@ -33,6 +33,7 @@ type vm struct {
 	files     atomic.Int64 // in use by SENDs and READs under way
 	counters  counters
 	complain  limiter // for what a guest can cause at will
+	begins    limiter // for the beginnings of sessions, which must not keep a complaint from the log
 
 	mu       sync.Mutex
 	leases   map[*leaseConn]struct{}

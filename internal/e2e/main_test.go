@@ -1,0 +1,70 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// program is the binary under test, built once by TestMain and only read by the tests.
+var program string
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (code int, err error) {
+	if os.Geteuid() != 0 {
+		return 1, fmt.Errorf("needs root: the labs are network namespaces")
+	}
+	dir, err := os.MkdirTemp("", "spillway-e2e-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	program = filepath.Join(dir, "spillway")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "spillway/cmd/spillway")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // the binary is the VM's init too, and has no libc there
+	if out, err := build.CombinedOutput(); err != nil {
+		return 1, fmt.Errorf("build the binary: %w\n%s", err, out)
+	}
+	code = m.Run()
+	if left := processes(func(p process) bool { return p.exe == program }); len(left) > 0 {
+		return 1, fmt.Errorf("processes are left behind: %v", left)
+	}
+	return code, nil
+}
+
+// process is a running process of this machine.
+type process struct {
+	pid     string
+	exe     string
+	cmdline string
+}
+
+func (p process) String() string { return p.pid + ": " + strings.ReplaceAll(p.cmdline, "\x00", " ") }
+
+// processes lists those that match.
+func processes(match func(process) bool) []process {
+	var found []process
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
+	for _, dir := range dirs {
+		cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || len(cmdline) == 0 {
+			continue // ended meanwhile, a zombie or a kernel thread
+		}
+		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
+		if p := (process{filepath.Base(dir), exe, string(cmdline)}); match(p) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
