@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -116,6 +117,9 @@ func benchRequestCommand() *cobra.Command {
 			}
 			plan := evaluation.Plan{Cases: cases, Connections: connections}
 			for _, a := range arms {
+				if !slices.Contains(lab.Arms(), lab.Arm(a)) {
+					return fmt.Errorf("--arms: there is no arm %q; use some of %v", a, lab.Arms())
+				}
 				plan.Arms = append(plan.Arms, lab.Arm(a))
 			}
 			report, err := flags.run(cmd, "request", dir, plan)

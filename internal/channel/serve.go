@@ -28,6 +28,7 @@ func Serve(ctx context.Context, l Listener, serve func(context.Context, Conn) er
 	var current *session
 	defer func() { current.end() }()
 	lastFailure := ""
+	var replaced time.Time // when that was last told
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
@@ -48,7 +49,9 @@ func Serve(ctx context.Context, l Listener, serve func(context.Context, Conn) er
 			sleep(ctx, acceptPause)
 			continue
 		}
-		if current.alive() {
+		// Whoever may connect can do so all day: it is told once a second at most.
+		if now := time.Now(); current.alive() && now.Sub(replaced) >= time.Second {
+			replaced = now
 			logger.Info("a newer connection takes the place of the old one")
 		}
 		current.end()

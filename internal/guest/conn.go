@@ -27,6 +27,7 @@ type Conn struct {
 	raw           syscall.RawConn
 	local, remote netip.AddrPort
 
+	flushing  sync.Mutex  // held by whoever flushes a head, so that Close waits for it
 	writing   sync.Mutex  // held by the one writer: Write, ReadFrom, CloseWrite
 	head      []byte      // guarded by writing: the head of a response that waits for its body
 	headTimer *time.Timer // guarded by writing
@@ -44,6 +45,7 @@ type Conn struct {
 	began        time.Time        // the handover
 	readDeadline time.Time        // as the server set it
 	in           inbox
+	early        int  // bytes at the beginning of in that are older than the lease: its window does not count them
 	unCredited   int  // bytes that were read from in since the last CREDIT
 	inEnd        bool // END: the client sends no more
 	credit       int  // DATA bytes that may be sent
@@ -100,33 +102,20 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	woken := false
 	for {
-		c.mu.Lock()
-		local := c.end.Phase() == lease.Local
-		switch {
-		case c.readUntil.passed():
-			c.mu.Unlock()
-			return 0, c.opError("read", os.ErrDeadlineExceeded)
-		case c.in.len() > 0:
-			n := c.in.take(p)
-			c.giveCredit(n)
-			c.mu.Unlock()
-			return n, nil
-		case c.closed:
-			c.mu.Unlock()
-			return 0, c.opError("read", net.ErrClosed)
-		case c.failed != nil:
-			err := c.failed
-			c.mu.Unlock()
-			return 0, c.opError("read", err)
-		case c.inEnd:
-			c.mu.Unlock()
-			return 0, io.EOF
+		n, err, local := c.readInbox(p)
+		if waits := n == 0 && err == nil && !local; woken && !waits {
+			c.wake() // the news may be for other readers too
+			woken = false
 		}
-		c.mu.Unlock()
+		if n > 0 || err != nil {
+			return n, err
+		}
 		if !local {
 			select {
 			case <-c.readable:
+				woken = true
 			case <-c.readUntil.wait():
 			}
 			continue
@@ -137,12 +126,42 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
+// readInbox reads what has come through the host. Without that and without an error there is nothing to be had but from our own socket, if the
+// connection is local.
+func (c *Conn) readInbox(p []byte) (n int, err error, local bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return 0, c.opError("read", net.ErrClosed), false
+	case c.readUntil.passed():
+		return 0, c.opError("read", os.ErrDeadlineExceeded), false
+	case c.in.len() > 0:
+		n = c.in.take(p)
+		c.giveCredit(n)
+		if c.in.len() == 0 {
+			_ = c.deadlineToSocket() // the read that meets it has the error
+		}
+		return n, nil, false
+	case c.inEnd:
+		return 0, io.EOF, false
+	case c.failed != nil:
+		return 0, c.opError("read", c.failed), false
+	}
+	return 0, nil, c.end.Phase() == lease.Local
+}
+
 // readLocal reads from the guest's own socket. moved tells that the connection went to the host meanwhile.
 func (c *Conn) readLocal(p []byte) (n int, err error, moved bool) {
 	perr := c.raw.Read(func(fd uintptr) bool {
-		c.mu.Lock()
+		// Whoever holds c.mu may be closing the socket, which waits for us.
+		if !c.mu.TryLock() {
+			moved = true
+			return true
+		}
 		defer c.mu.Unlock()
-		if c.end.Phase() != lease.Local {
+		// A handover that failed may have moved bytes to the inbox: they come first.
+		if c.end.Phase() != lease.Local || c.in.len() > 0 {
 			moved = true
 			return true
 		}
@@ -153,7 +172,7 @@ func (c *Conn) readLocal(p []byte) (n int, err error, moved bool) {
 	case moved:
 		return 0, nil, true
 	case perr != nil:
-		// A handover wakes the reader with a deadline of its own.
+		// A handover wakes the reader with a deadline of its own, and leaves it while the inbox has something to read (deadlineToSocket).
 		if errors.Is(perr, os.ErrDeadlineExceeded) && !c.readUntil.passed() {
 			return 0, nil, true
 		}
@@ -197,6 +216,9 @@ func (c *Conn) opError(op string, err error) error {
 
 // giveCredit lets the host send more of the client's bytes when half of the window has been read. c.mu is held.
 func (c *Conn) giveCredit(n int) {
+	early := min(n, c.early)
+	c.early -= early
+	n -= early
 	if c.end.Phase() != lease.Leased {
 		return
 	}
@@ -226,10 +248,16 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	}
 	c.readDeadline = t
 	c.readUntil.set(t)
-	if c.end.Phase() == lease.Local {
-		return c.tcp.SetReadDeadline(t)
+	return c.deadlineToSocket()
+}
+
+// deadlineToSocket gives our own socket the server's read deadline while bytes are to be had from there. Otherwise it keeps the one in the past
+// with which handover has woken its readers: they must not be lost to the netpoller. c.mu is held.
+func (c *Conn) deadlineToSocket() error {
+	if c.end.Phase() != lease.Local || c.in.len() > 0 {
+		return nil
 	}
-	return nil
+	return c.tcp.SetReadDeadline(c.readDeadline)
 }
 
 // SetWriteDeadline implements net.Conn.
@@ -265,10 +293,9 @@ func (c *Conn) CloseWrite() error {
 	if err := c.writeHead(); err != nil {
 		return err
 	}
-	if err := c.settle(); err != nil {
+	if err := c.lockSettled(); err != nil {
 		return err
 	}
-	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.outEnd = true
 	if c.end.Phase() == lease.Leased {

@@ -6,7 +6,7 @@
 // and range leave in one message and no byte of the file enters the VM. Whatever stands in the way has a reason ([wire.Reason]), is
 // counted, and the bytes are served locally: a client never sees the difference.
 //
-// Lock order: Conn.writing, then Conn.mu, then Agent.mu. Frames are written under Conn.mu, so that their order on the channel is the
+// Lock order: Conn.flushing, then Conn.writing, then Conn.mu, then Agent.mu. Frames are written under Conn.mu, so that their order on the channel is the
 // order of the events; the goroutine that reads the channel takes Conn.mu but never waits for the host.
 //
 // Needs CAP_NET_ADMIN and CAP_BPF (or root) in the guest, and what package tcprepair needs of the kernel. Without them, and without a

@@ -12,12 +12,13 @@ import (
 	"spillway/internal/wire"
 )
 
-var errDeadline = os.ErrDeadlineExceeded
-
 // event takes one frame of the lease. It is called by the goroutine that reads the channel and waits for nothing but c.mu.
 func (c *Conn) event(head wire.Header, payload []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.session == nil {
+		return nil // it crossed with the end of the lease
+	}
 	switch head.Type {
 	case wire.TypeGranted:
 		return c.granted()
@@ -70,6 +71,8 @@ func (c *Conn) granted() error {
 	switch {
 	case err != nil:
 		c.agent.log.Warn("a byte of the client's was lost in the handover; resetting the connection", "client", c.remote, "error", err)
+		c.say(wire.Close{}, wire.FlagAbort)
+	case c.failed != nil: // the server gave up meanwhile
 		c.say(wire.Close{}, wire.FlagAbort)
 	case c.closed: // the server closed it meanwhile
 		c.say(wire.Close{}, 0)
@@ -164,7 +167,7 @@ func (c *Conn) handback(payload []byte) error {
 		return lease.ErrPhase
 	}
 	began := time.Now()
-	settled := m.Data == c.dataSent && (m.Sent >= 0) == c.sending && !c.outEnd && !c.closed
+	settled := m.Data == c.dataSent && (m.Sent >= 0) == c.sending && !c.outEnd && !c.closed && c.failed == nil
 	err = c.end.Handback(&m.State, settled, func(answer wire.Message) error {
 		c.say(answer, 0)
 		return nil

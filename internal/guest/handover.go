@@ -3,6 +3,8 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,15 +16,17 @@ import (
 
 const errPipe = unix.EPIPE
 
+// errGivenUp is what the server meets after its write deadline has passed in the middle of a SEND.
+var errGivenUp = errors.New("reset, as a file was not sent before the write deadline")
+
 // sendFile sends the head that was held back and a file range through the host. It returns the bytes of the range that were sent; fewer than
 // asked for without an error means that the caller sends the rest (and the head, which is still held back if nothing was sent).
 // c.writing is held.
 func (c *Conn) sendFile(send wire.Send) (int64, error) {
-	if err := c.settle(); err != nil {
+	if err := c.lockSettled(); err != nil {
 		return 0, err
 	}
 	send.Header = c.head
-	c.mu.Lock()
 	var err error
 	if c.end.Phase() == lease.Local {
 		err = c.handover(send)
@@ -67,6 +71,9 @@ func (c *Conn) handover(send wire.Send) error {
 	if reason := c.agent.policy.refusal(send.Count); reason != wire.ReasonOK {
 		return reason
 	}
+	if c.remote.Addr() == c.local.Addr() || c.remote.Addr().IsLoopback() {
+		return wire.ReasonAddress // the host never sees the packets of a client on this machine
+	}
 	s, id, reason := c.agent.enlist(c)
 	if reason != wire.ReasonOK {
 		return reason
@@ -76,8 +83,12 @@ func (c *Conn) handover(send wire.Send) error {
 	state := tcpstate.State{Local: c.local, Remote: c.remote}
 	c.began = time.Now()
 	err := c.end.Handover(&state, c.drainInput, func() error {
+		if err := state.Check(); err != nil { // the host would end the session
+			return fmt.Errorf("%w: %w", wire.ReasonInvalid, err)
+		}
 		c.agent.stats.step(StepFreeze, time.Since(c.began))
 		c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd = s, id, int(s.Hello.Window), 0, 0, false
+		c.early = c.in.len()
 		c.sending = true // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
 		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
 		c.frame = wire.Append(c.frame, s.ID, id, c.sendFlags(), send)
@@ -100,6 +111,10 @@ func (c *Conn) drainInput() error {
 	cerr := c.raw.Control(func(fd uintptr) {
 		var buf [4 << 10]byte
 		for {
+			if c.in.len() > maxUnread {
+				rerr = wire.ReasonUnreadInput
+				return
+			}
 			n, err := retryEINTR(func() (int, error) { return unix.Read(int(fd), buf[:]) })
 			if err == unix.EAGAIN || n == 0 { // 0: the client's FIN; Extract refuses such a connection
 				return
@@ -109,10 +124,6 @@ func (c *Conn) drainInput() error {
 				return
 			}
 			c.in.add(buf[:n])
-			if c.in.len() > maxUnread {
-				rerr = wire.ReasonUnreadInput
-				return
-			}
 		}
 	})
 	return errors.Join(cerr, rerr)
@@ -134,7 +145,7 @@ func (c *Conn) afterUnwinding(cause error) {
 // becomeLocal hands the socket back to the server. c.mu is held.
 func (c *Conn) becomeLocal() {
 	c.session, c.sending = nil, false
-	_ = c.tcp.SetReadDeadline(c.readDeadline)
+	_ = c.deadlineToSocket()
 	if c.closed {
 		_ = c.tcp.Close()
 	}
@@ -151,11 +162,9 @@ func (c *Conn) fail(err error) {
 
 // awaitSent waits for the end of the SEND under way. c.writing is held.
 func (c *Conn) awaitSent(send wire.Send) (int64, error) {
-	var r result
-	select {
-	case r = <-c.results:
-	case <-c.sendUntil.wait():
-		return 0, c.giveUp()
+	r, err := c.result()
+	if err != nil {
+		return 0, err
 	}
 	switch r.kind {
 	case wire.TypeRefused:
@@ -170,15 +179,45 @@ func (c *Conn) awaitSent(send wire.Send) (int64, error) {
 	return 0, c.settle() // the connection is over, and settle has the cause
 }
 
+// result waits for what becomes of the SEND under way. It gives up when the server closes the connection or its write deadline passes; no other
+// SEND can begin then (settle), so a result that comes later is taken by nobody.
+func (c *Conn) result() (result, error) {
+	for {
+		c.mu.Lock()
+		closed := c.closed
+		c.mu.Unlock()
+		select {
+		case r := <-c.results: // it counts even on a connection that is closed
+			return r, nil
+		default:
+		}
+		if closed { // the host closes it after the SEND
+			c.takeHead()
+			return result{}, c.opError("write", net.ErrClosed)
+		}
+		select {
+		case r := <-c.results:
+			return r, nil
+		case <-c.writable: // Close, among others
+		case <-c.sendUntil.wait():
+			c.giveUp()
+			return result{}, c.opError("write", os.ErrDeadlineExceeded)
+		}
+	}
+}
+
 // giveUp resets a connection whose SEND did not end before the server's write deadline.
-func (c *Conn) giveUp() error {
+func (c *Conn) giveUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.takeHead()
+	if c.failed != nil {
+		return
+	}
+	c.failed = errGivenUp
 	if c.end.Phase() == lease.Leased {
 		c.say(wire.Close{}, wire.FlagAbort)
-	}
-	return c.opError("write", errDeadline)
+	} // a connection that is on its way to the host is reset when it is there (granted)
 }
 
 // finishSent ends a SEND after which the host keeps the connection.

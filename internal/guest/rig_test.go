@@ -10,10 +10,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -34,16 +36,40 @@ type rig struct {
 	agent    *Agent
 	listener *Listener
 	dial     func() *net.TCPConn
+	dialSelf func() *net.TCPConn // a client on the guest itself
 }
+
+// Addresses of a rig. They are not the loopback device's own, as the host daemon takes no such connection.
+const (
+	serverAddress = "198.51.100.1"
+	clientAddress = "198.51.100.2"
+)
 
 // newRig makes a rig on the loopback device of a namespace.
 func newRig(tb testing.TB, policy Policy) *rig {
 	tb.Helper()
 	testkit.CheckFDs(tb)
 	ns := testkit.NewNamespace(tb, "guest")
+	ns.Must(tb, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		for _, a := range []string{serverAddress, clientAddress} {
+			addr, err := netlink.ParseAddr(a + "/32")
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(lo, addr); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	r := &rig{tb: tb}
-	r.start(ns, "127.0.0.1:0", policy)
-	r.dial = func() *net.TCPConn { return ns.Dial(tb, "tcp", r.listener.Addr().String()) }
+	r.start(ns, ":0", policy)
+	r.dial = func() *net.TCPConn { return r.dialFrom(ns, clientAddress, serverAddress) }
+	r.dialSelf = func() *net.TCPConn { return r.dialFrom(ns, "", "127.0.0.1") }
 	return r
 }
 
@@ -69,6 +95,22 @@ func (r *rig) start(ns *testkit.Namespace, address string, policy Policy) {
 	r.tb.Cleanup(func() { r.listener.Close() })
 }
 
+// dialFrom connects to the listener. The connection is closed when the test ends.
+func (r *rig) dialFrom(ns *testkit.Namespace, from, to string) *net.TCPConn {
+	r.tb.Helper()
+	d := net.Dialer{Timeout: patience}
+	if from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	var conn net.Conn
+	ns.Must(r.tb, func() (err error) {
+		conn, err = d.Dial("tcp", net.JoinHostPort(to, strconv.Itoa(r.listener.Addr().(*net.TCPAddr).Port)))
+		return err
+	})
+	r.tb.Cleanup(func() { conn.Close() })
+	return conn.(*net.TCPConn)
+}
+
 type testWriter struct{ tb testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
@@ -87,12 +129,19 @@ func (r *rig) channelTo(begin func(*session.Session) session.Handler) (stop func
 	var wait sync.WaitGroup
 	ends := [2]*os.File{os.NewFile(uintptr(fds[0]), "guest's channel"), os.NewFile(uintptr(fds[1]), "host's channel")}
 	hello := wire.Hello{Window: testWindow, MaxLeases: 16}
-	wait.Go(func() { _ = r.agent.Serve(ctx, ends[0]) })
-	wait.Go(func() { _ = session.Host(ctx, ends[1], hello, session.Options{}, begin) })
+	wait.Go(func() {
+		_ = r.agent.Serve(ctx, ends[0])
+		ends[0].Close() // as channel.Keep does
+	})
+	ended := func(err error) {
+		if !errors.Is(err, context.Canceled) {
+			r.tb.Log("the host's session has ended:", err)
+		}
+	}
+	wait.Go(func() { _ = session.Host(ctx, ends[1], hello, session.Options{Ended: ended}, begin) })
 	stop = sync.OnceFunc(func() {
 		cancel()
 		wait.Wait()
-		ends[0].Close()
 		ends[1].Close()
 	})
 	r.tb.Cleanup(stop)
@@ -112,7 +161,11 @@ func (r *rig) eventually(what string, ok func() bool) {
 // connect makes a connection. Both ends are closed when the test ends.
 func (r *rig) connect() (client *net.TCPConn, server *Conn) {
 	r.tb.Helper()
-	client = r.dial()
+	return r.accept(r.dial())
+}
+
+func (r *rig) accept(client *net.TCPConn) (*net.TCPConn, *Conn) {
+	r.tb.Helper()
 	c, err := r.listener.Accept()
 	if err != nil {
 		r.tb.Fatal(err)
@@ -169,11 +222,12 @@ type script struct {
 
 	mu      sync.Mutex
 	session *session.Session
+	referee referee // guarded by mu
 }
 
 func (r *rig) script() *script {
 	r.tb.Helper()
-	s := &script{tb: r.tb, frames: make(chan recorded, 8192), ended: make(chan struct{}, 8)}
+	s := &script{tb: r.tb, referee: referee{}, frames: make(chan recorded, 8192), ended: make(chan struct{}, 8)}
 	s.stop = r.channelTo(func(now *session.Session) session.Handler {
 		s.mu.Lock()
 		s.session = now
@@ -189,6 +243,12 @@ func (s *script) Frame(head wire.Header, payload []byte) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	err = s.referee.guestSays(head, m)
+	s.mu.Unlock()
+	if err != nil {
+		s.tb.Error(err)
+	}
 	s.frames <- recorded{head, m}
 	return nil
 }
@@ -199,6 +259,7 @@ func (s *script) End(error) { s.ended <- struct{}{} }
 func (s *script) say(id uint32, flags wire.Flags, m wire.Message) {
 	s.mu.Lock()
 	now := s.session
+	s.referee.hostSays(id, m)
 	s.mu.Unlock()
 	if err := now.Write(wire.Append(nil, now.ID, id, flags, m)); err != nil {
 		s.tb.Errorf("the host says %v: %v", m.Type(), err)

@@ -72,6 +72,8 @@ func (s *socket) Restore(st *tcpstate.State) error {
 	return s.control(func(fd int) error { return tcprepair.RestoreInPlace(fd, st, s.keepAlive()) })
 }
 
+func (s *socket) Probe() error { return s.control(tcprepair.Probe) }
+
 func (s *socket) Release() error { return s.control(tcprepair.Release) }
 
 func (s *socket) Abort() error { return s.control(tcprepair.Abort) }

@@ -32,11 +32,14 @@ func (c *Conn) Write(p []byte) (int, error) {
 func (c *Conn) wantsHead(missing int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed || c.failed != nil || c.outEnd || c.sendUntil.passed() {
+		return false // the write itself meets the error
+	}
 	switch c.end.Phase() {
 	case lease.Leased:
 		return true
 	case lease.Local:
-		return !c.closed && c.agent.policy.refusal(missing) == wire.ReasonOK
+		return c.agent.policy.refusal(missing) == wire.ReasonOK
 	}
 	return false
 }
@@ -63,6 +66,8 @@ func (c *Conn) takeHead() []byte {
 
 // flushHead writes a head that waits in vain. A writer that is busy will do it.
 func (c *Conn) flushHead() {
+	c.flushing.Lock()
+	defer c.flushing.Unlock()
 	if !c.writing.TryLock() {
 		return
 	}
@@ -111,8 +116,8 @@ func (c *Conn) writeSome(p []byte) (n int, err error, through bool) {
 		return n, err, false
 	}
 	defer c.mu.Unlock()
-	if c.end.Phase() != lease.Leased || c.outEnd {
-		return 0, nil, true
+	if c.end.Phase() != lease.Leased || c.outEnd || c.closed || c.failed != nil {
+		return 0, nil, true // settle has the error; after END or CLOSE another byte would be a breach
 	}
 	for n < len(p) && c.credit > 0 {
 		part := p[n:min(len(p), n+min(c.credit, wire.MaxData))]
@@ -134,21 +139,34 @@ func (c *Conn) writeSome(p []byte) (n int, err error, through bool) {
 
 // settle waits until the connection is local or leased, and reports one that is over. c.writing is held.
 func (c *Conn) settle() error {
+	if err := c.lockSettled(); err != nil {
+		return err
+	}
+	c.mu.Unlock()
+	return nil
+}
+
+// lockSettled is settle, and holds c.mu unless it returns an error: a leased connection may leave at any time.
+func (c *Conn) lockSettled() error {
 	for {
 		c.mu.Lock()
-		phase, closed, failed, outEnd := c.end.Phase(), c.closed, c.failed, c.outEnd
-		c.mu.Unlock()
+		phase := c.end.Phase()
+		var err error
 		switch {
-		case closed:
-			return c.opError("write", net.ErrClosed)
-		case failed != nil:
-			return c.opError("write", failed)
+		case c.closed:
+			err = net.ErrClosed
+		case c.failed != nil:
+			err = c.failed
 		case c.sendUntil.passed():
-			return c.opError("write", os.ErrDeadlineExceeded)
-		case outEnd && phase == lease.Leased:
-			return c.opError("write", os.NewSyscallError("write", errPipe))
+			err = os.ErrDeadlineExceeded
+		case c.outEnd && phase == lease.Leased:
+			err = os.NewSyscallError("write", errPipe)
 		case phase == lease.Local || phase == lease.Leased:
 			return nil
+		}
+		c.mu.Unlock()
+		if err != nil {
+			return c.opError("write", err)
 		}
 		if err := c.waitWritable(); err != nil {
 			return err

@@ -59,21 +59,22 @@ func stopProcesses(dir string) error {
 	var errs []error
 	for _, name := range []string{"baremetal", "vm", "offload", "lease", hostProcess} {
 		if pid, ok := s.Processes[name]; ok {
-			errs = append(errs, stopPid(name, pid, dir))
+			errs = append(errs, stopPid(name, pid, dir, s.Binary))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // stopPid ends a process that is no child of ours. A pid that means another program by now is left alone.
-func stopPid(name string, pid int, dir string) error {
+func stopPid(name string, pid int, dir, binary string) error {
 	p, err := os.FindProcess(pid) // a pidfd: from here on the pid cannot be reused under us
 	if err != nil {
 		return nil
 	}
 	defer p.Release()
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !strings.Contains(string(cmdline), dir) && !strings.Contains(string(cmdline), "\x00serve\x00") {
+	if err != nil || !strings.HasPrefix(string(cmdline), binary+"\x00") ||
+		!strings.Contains(string(cmdline), dir) && !strings.Contains(string(cmdline), "\x00serve\x00") {
 		return nil
 	}
 	for _, step := range []struct {

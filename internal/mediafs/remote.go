@@ -143,7 +143,7 @@ func (r *Remote) keep(ref wire.FileRef, content []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.files[ref.Path]
-	if e == nil || e.ref != ref || e.content != nil {
+	if e == nil || e.ref != ref || e.content != nil || int64(len(content)) > r.opts.MaxCached {
 		return
 	}
 	for r.cachedBytes+int64(len(content)) > r.opts.MaxCached && len(r.files) > 1 {

@@ -69,7 +69,7 @@ type Session struct {
 	spare   []byte
 	writing bool
 	delayed bool // flush is due
-	stuck   int // ticks that the write under way has lasted
+	stuck   int  // ticks that the write under way has lasted
 	err     error
 }
 

@@ -13,7 +13,7 @@
 //
 //	Pool.Get (or Freezer.NewTransparent) → Restore           live; later Freeze → Extract → Confirm → Release → close
 //
-// Abort is the way out when the connection cannot be saved: it makes the owner's close send a RST.
+// Probe finds out, at the client's side, a connection whose other owner died silently. Abort is the way out when the connection cannot be saved: it makes the owner's close send a RST.
 //
 // # States of a socket
 //

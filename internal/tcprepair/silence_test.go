@@ -218,3 +218,39 @@ func TestRestoreElsewhere(t *testing.T) {
 	control(t, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, st.KeepAlive) })
 	r.bothWays(t)
 }
+
+// TestProbe: a connection that nobody has any more is reset; one that the other side has goes on.
+func TestProbe(t *testing.T) {
+	for _, l := range lanes() {
+		t.Run(l.name, func(t *testing.T) {
+			t.Run("nobody has it", func(t *testing.T) {
+				r := newRig(t, l)
+				st := r.extractGuest(t)
+				host := r.restoreOnHost(t, &st)
+				transfer(t, host, r.client, 100_000) // so the guest's sequence number lies far behind
+				drain(t, host.fd)
+				must(t, Release(host.fd))
+				must(t, host.Close())
+				control(t, r.guest, Probe)
+				control(t, r.guest, Release)
+				must(t, r.guest.Close())
+				must(t, r.client.SetReadDeadline(time.Now().Add(patience)))
+				if _, err := r.client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("the client's read says %v, want ECONNRESET", err)
+				}
+			})
+			t.Run("the host has it", func(t *testing.T) {
+				r := newRig(t, l)
+				r.net.CheckNoResets(t)
+				st := r.extractGuest(t)
+				host := r.restoreOnHost(t, &st)
+				transfer(t, host, r.client, 100_000)
+				control(t, r.guest, Probe)
+				control(t, r.guest, Release)
+				must(t, r.guest.Close())
+				transfer(t, host, r.client, 100_000)
+				transfer(t, r.client, host, 100_000)
+			})
+		})
+	}
+}
