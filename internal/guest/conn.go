@@ -40,6 +40,7 @@ type Conn struct {
 
 	mu           sync.Mutex
 	end          lease.Guest
+	socket       *socket          // end's
 	session      *session.Session // of the lease
 	id           uint32           // of the lease
 	began        time.Time        // the handover
@@ -80,7 +81,8 @@ func newConn(agent *Agent, tcp *net.TCPConn) (*Conn, error) {
 		readUntil: newDeadline(), sendUntil: newDeadline(),
 		results: make(chan result, 2), // a SEND has at most two: its own, and that the connection is over
 	}
-	c.end.Socket = &socket{raw: raw, freezer: agent.freezer}
+	c.socket = &socket{raw: raw, freezer: agent.freezer}
+	c.end.Socket = c.socket
 	return c, nil
 }
 

@@ -9,6 +9,6 @@
 // Lock order: Conn.flushing, then Conn.writing, then Conn.mu, then Agent.mu. Frames are written under Conn.mu, so that their order on the channel is the
 // order of the events; the goroutine that reads the channel takes Conn.mu but never waits for the host.
 //
-// Needs CAP_NET_ADMIN and CAP_BPF (or root) in the guest, and what package tcprepair needs of the kernel. Without them, and without a
+// Needs CAP_NET_ADMIN, CAP_BPF and CAP_NET_RAW (or root) in the guest, and what package tcprepair needs of the kernel. Without them, and without a
 // host, everything is served locally.
 package guest

@@ -239,4 +239,10 @@ func (c *Conn) lost(cause error) {
 		c.agent.stats.count(func(s *Counts) { s.Lost++ })
 		c.over(fmt.Errorf("the session with the host ended: %w", cause))
 	}
+	if before == lease.Leased {
+		// A daemon that was killed while it held the socket has left a client that waits for ever.
+		if err := c.socket.Probe(); err != nil {
+			c.agent.log.Debug("probe", "client", c.remote, "error", err)
+		}
+	}
 }

@@ -72,7 +72,8 @@ func (s *socket) Restore(st *tcpstate.State) error {
 	return s.control(func(fd int) error { return tcprepair.RestoreInPlace(fd, st, s.keepAlive()) })
 }
 
-func (s *socket) Probe() error { return s.control(tcprepair.Probe) }
+// Probe makes the client say where it is, after our socket is closed.
+func (s *socket) Probe() error { return tcprepair.Probe(s.frozen) }
 
 func (s *socket) Release() error { return s.control(tcprepair.Release) }
 

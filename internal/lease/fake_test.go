@@ -50,7 +50,7 @@ func (m model) transition(op string) (next model, ok bool) {
 		return m, false // nothing but close(2) may follow Release and Abort
 	}
 	from := map[string][]condition{
-		"freeze": {live}, "extract": {frozen}, "confirm": {held}, "probe": {held}, "thaw": {frozen, held}, "park": {held},
+		"freeze": {live}, "extract": {frozen}, "confirm": {held}, "thaw": {frozen, held}, "park": {held},
 		"restore": {fresh}, "restore in place": {parked},
 		"release": {fresh, live, frozen, held, parked}, "abort": {fresh, live, frozen, held, parked},
 	}
@@ -107,7 +107,6 @@ var reasonOfCall = map[string]wire.Reason{
 	"freeze": wire.ReasonMPTCP, "drain": wire.ReasonUnreadInput, "extract": wire.ReasonWindow, "send": wire.ReasonHostAway,
 	"confirm": wire.ReasonClientGone, "thaw": wire.ReasonInvalid, "park": wire.ReasonAddress, "restore": wire.ReasonLimit,
 	"restore in place": wire.ReasonNotFound, "reply": wire.ReasonSession, "release": wire.ReasonForbidden, "abort": wire.ReasonOff,
-	"probe": wire.ReasonNotRegular,
 }
 
 // fake records the calls that package lease makes, to the socket and to the callbacks, and lets those fail that plan says. It is both a
@@ -168,7 +167,6 @@ func (f *fake) Extract(st *tcpstate.State) error {
 	return nil
 }
 func (f *fake) Confirm() error                { return f.move("confirm") }
-func (f *fake) Probe() error                  { return f.move("probe") }
 func (f *fake) Thaw() error                   { return f.move("thaw") }
 func (f *fake) Release() error                { return f.move("release") }
 func (f *fake) Abort() error                  { return f.move("abort") }

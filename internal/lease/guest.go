@@ -127,17 +127,13 @@ func (g *Guest) Closed() error {
 //     the client's window and does nothing, and the host's end of the connection is closed by the host or by its kernel. To go on with a
 //     connection that is returning would be wrong: a host that has not heard TAKEN goes on too, and acknowledges what the client says.
 //   - Leased: the host finishes what is under way and closes, or its kernel does; our socket goes silently. Only a daemon that was killed
-//     while its socket was held leaves a connection that nobody has and nobody ends: the probe makes the client say something, and the
-//     kernel that has no socket for it answers with a reset.
+//     while its socket was held leaves a connection that nobody has and nobody ends: the caller probes for it (tcprepair.Probe).
 func (g *Guest) Lost() {
 	switch g.phase {
 	case Handing, Returning:
 		g.abort()
 	case Leased:
 		g.phase = Gone
-		if !g.parked {
-			_ = g.Socket.Probe() // without it the client waits as long as it likes, but nothing else goes wrong
-		}
 		_ = g.Socket.Release() // a socket in repair mode is silent already
 	}
 }

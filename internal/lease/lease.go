@@ -37,8 +37,6 @@ type GuestSocket interface {
 	Park() error
 	// Restore: parked → live.
 	Restore(*tcpstate.State) error
-	// Probe: held → held; makes the client acknowledge, to whoever has the connection.
-	Probe() error
 }
 
 // HostSocket is the host's socket, made for this lease.

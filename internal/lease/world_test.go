@@ -118,7 +118,6 @@ func (s *kernelSocket) Confirm() error {
 	return nil
 }
 
-func (s *kernelSocket) Probe() error   { return s.move("probe") }
 func (s *kernelSocket) Thaw() error    { return s.move("thaw") }
 func (s *kernelSocket) Release() error { return s.move("release") }
 func (s *kernelSocket) Abort() error   { return s.move("abort") }

@@ -13,7 +13,7 @@
 //
 //	Pool.Get (or Freezer.NewTransparent) → Restore           live; later Freeze → Extract → Confirm → Release → close
 //
-// Probe finds out, at the client's side, a connection whose other owner died silently. Abort is the way out when the connection cannot be saved: it makes the owner's close send a RST.
+// Probe ends a connection whose new owner died silently. Abort is the way out when the connection cannot be saved: it makes the owner's close send a RST.
 //
 // # States of a socket
 //

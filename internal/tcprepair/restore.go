@@ -167,20 +167,6 @@ func Release(fd int) error {
 	return nil
 }
 
-// Probe makes the peer of the extracted connection on fd send an acknowledgement, by a segment that lies before its window (the window probe of
-// tcp_send_window_probe, net/ipv4/tcp_output.c; RFC 9293, section 3.10.7.4) and changes nothing for it. The answer goes to whoever has the
-// connection: if that is nobody any more, to a kernel without a socket, which resets the connection. The caller owns fd, which is left
-// as Extract left it.
-func Probe(fd int) error {
-	c := calls{fd: fd}
-	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_OFF) // this sends it
-	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
-	if err := c.err(); err != nil {
-		return &Error{Op: "probe", Left: LeftFrozen, Err: err}
-	}
-	return nil
-}
-
 // Abort makes the coming close of fd send a RST, whether it was frozen, extracted or live. A parked socket has no connection
 // any more: its close stays silent. The caller owns fd and must close it now.
 func Abort(fd int) error {

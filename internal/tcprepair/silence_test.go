@@ -219,7 +219,8 @@ func TestRestoreElsewhere(t *testing.T) {
 	r.bothWays(t)
 }
 
-// TestProbe: a connection that nobody has any more is reset; one that the other side has goes on.
+// TestProbe: a connection that nobody has any more is reset, long before the client's own keepalive (15 s) finds out; one that the other
+// side has goes on.
 func TestProbe(t *testing.T) {
 	for _, l := range lanes() {
 		t.Run(l.name, func(t *testing.T) {
@@ -231,9 +232,10 @@ func TestProbe(t *testing.T) {
 				drain(t, host.fd)
 				must(t, Release(host.fd))
 				must(t, host.Close())
-				control(t, r.guest, Probe)
 				control(t, r.guest, Release)
 				must(t, r.guest.Close())
+				r.net.Guest.Must(t, func() error { return Probe(&st) })
+				must(t, r.client.SetKeepAlive(false))
 				must(t, r.client.SetReadDeadline(time.Now().Add(patience)))
 				if _, err := r.client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("the client's read says %v, want ECONNRESET", err)
@@ -245,9 +247,9 @@ func TestProbe(t *testing.T) {
 				st := r.extractGuest(t)
 				host := r.restoreOnHost(t, &st)
 				transfer(t, host, r.client, 100_000)
-				control(t, r.guest, Probe)
 				control(t, r.guest, Release)
 				must(t, r.guest.Close())
+				r.net.Guest.Must(t, func() error { return Probe(&st) })
 				transfer(t, host, r.client, 100_000)
 				transfer(t, r.client, host, 100_000)
 			})
