@@ -235,14 +235,14 @@ func (c *Conn) lost(cause error) {
 	defer c.mu.Unlock()
 	before := c.end.Phase()
 	c.end.Lost()
-	if before != lease.Gone && c.end.Phase() == lease.Gone {
-		c.agent.stats.count(func(s *Counts) { s.Lost++ })
-		c.over(fmt.Errorf("the session with the host ended: %w", cause))
+	if before == lease.Gone || c.end.Phase() != lease.Gone {
+		return
 	}
-	if before == lease.Leased {
-		// A daemon that was killed while it held the socket has left a client that waits for ever.
-		if err := c.socket.Probe(); err != nil {
-			c.agent.log.Debug("probe", "client", c.remote, "error", err)
-		}
+	c.agent.stats.count(func(s *Counts) { s.Lost++ })
+	c.over(fmt.Errorf("the session with the host ended: %w", cause))
+	// A daemon that was killed while it held the socket has left a client that waits for ever; and of a connection on its way home, our reset may
+	// lie before what the client has.
+	if err := c.socket.Probe(); err != nil {
+		c.agent.log.Debug("probe", "client", c.remote, "error", err)
 	}
 }
