@@ -28,6 +28,7 @@ type labFlags struct {
 	cache     string
 	link      string
 	threshold config.Size
+	busyPoll  string
 }
 
 func (f *labFlags) add(cmd *cobra.Command, defaultVM lab.Kind) {
@@ -35,15 +36,27 @@ func (f *labFlags) add(cmd *cobra.Command, defaultVM lab.Kind) {
 	cmd.Flags().StringVar(&f.vm, "vm", string(defaultVM), "the guest: qemu (a real VM) or netns (a network namespace that stands for one)")
 	cmd.Flags().StringVar(&f.cache, "cache", "build/cache", "where scripts/setup.sh has put the guest kernel, and where data sets are kept")
 	cmd.Flags().StringVar(&f.link, "link", "", "shape the client's link, as 1gbit or 100mbit; default: as fast as it goes")
+	cmd.Flags().StringVar(&f.busyPoll, "busy-poll", "", "how long offloading servers ask the channel before sleeping; default: what suits the guest")
 	cmd.Flags().Var(&f.threshold, "threshold", "smallest response that a connection is handed over for")
 }
 
 func (f *labFlags) options(name string, files string, out io.Writer) (lab.Options, error) {
-	bits, err := lab.ParseLink(f.link)
-	return lab.Options{
-		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: int64(f.threshold), LinkBits: bits,
+	opts := lab.Options{
+		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: int64(f.threshold),
 		Progress: func(step string) { fmt.Fprintln(out, "lab:", step) },
-	}, err
+	}
+	var err error
+	if opts.LinkBits, err = lab.ParseLink(f.link); err != nil {
+		return opts, err
+	}
+	if f.busyPoll != "" {
+		d, err := time.ParseDuration(f.busyPoll)
+		if err != nil {
+			return opts, fmt.Errorf("--busy-poll: %w", err)
+		}
+		opts.BusyPoll = &d
+	}
+	return opts, nil
 }
 
 func labUpCommand() *cobra.Command {

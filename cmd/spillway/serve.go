@@ -47,6 +47,7 @@ them itself. In modes lease and offload it needs root.
 	f.Var(&flags.Offload.Mode, "mode", "lease, offload (hand back after each response) or off")
 	f.StringVar(&flags.Offload.Channel, "channel", flags.Offload.Channel, "virtio:PORT, unix:PATH or vsock:CID:PORT")
 	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for")
+	f.Var(&flags.Offload.BusyPoll, "busy-poll", "how long to ask the channel before sleeping, while requests come densely; 0s: off")
 	f.Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
 	f.StringArrayVar(&shares, "share", nil, "NAME:/URL/PREFIX/:DIRECTORY; without a directory files are read through the channel; may be repeated")
 	return cmd
@@ -67,6 +68,7 @@ func serveConfig(cmd *cobra.Command, file string, shares []string, flags config.
 		"mode":      func() { cfg.Offload.Mode = flags.Offload.Mode },
 		"channel":   func() { cfg.Offload.Channel = flags.Offload.Channel },
 		"threshold": func() { cfg.Offload.Threshold = flags.Offload.Threshold },
+		"busy-poll": func() { cfg.Offload.BusyPoll = flags.Offload.BusyPoll },
 		"log-level": func() { cfg.LogLevel = flags.LogLevel },
 	} {
 		if cmd.Flags().Changed(name) {
@@ -97,8 +99,9 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 		return err
 	}
 	agent, err := guest.NewAgent(guest.Options{
-		Policy: guest.Policy{Mode: mode, Threshold: int64(cfg.Offload.Threshold)},
-		Logger: log,
+		Policy:   guest.Policy{Mode: mode, Threshold: int64(cfg.Offload.Threshold)},
+		BusyPoll: cfg.Offload.BusyPoll.Value(),
+		Logger:   log,
 	})
 	if err != nil {
 		return err

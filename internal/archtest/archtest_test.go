@@ -84,6 +84,7 @@ var syscallers = map[string]string{
 	"internal/netns":           "a constant of netlink",
 	"internal/qemu":            "pidfd, the tap device's ioctl, a namespace for QEMU",
 	"internal/redirect":        "a lock that dies with its process, netlink constants",
+	"internal/session":         "asks the channel without waiting",
 	"internal/share":           "openat2 beneath the share",
 	"internal/tcprepair":       "the kernel's repair interface",
 	"cmd/spillway":             "signals",

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -158,6 +159,9 @@ func newPort(addr Address, fd int, node string) (*port, error) {
 	}
 	return &port{addr: addr, f: f}, nil
 }
+
+// SyscallConn lets a reader ask the port without waiting.
+func (p *port) SyscallConn() (syscall.RawConn, error) { return p.f.SyscallConn() }
 
 func (p *port) Read(b []byte) (int, error) {
 	n, err := p.f.Read(b)

@@ -22,9 +22,10 @@ type Serve struct {
 
 // Offload says what the host sends for this server.
 type Offload struct {
-	Mode      Mode   `toml:"mode"`
-	Channel   string `toml:"channel"`   // the guest's end of the channel to the host daemon
-	Threshold Size   `toml:"threshold"` // the smallest response that a connection is handed over for
+	Mode      Mode     `toml:"mode"`
+	Channel   string   `toml:"channel"`   // the guest's end of the channel to the host daemon
+	Threshold Size     `toml:"threshold"` // the smallest response that a connection is handed over for
+	BusyPoll  Duration `toml:"busy_poll"` // how long to ask the channel for the next frame, while traffic is dense, before sleeping
 }
 
 // HTTP tunes the server. A zero max-age sends no Cache-Control.
@@ -42,6 +43,9 @@ type ServeShare struct {
 	Mount  string `toml:"mount"`  // the directory it is mounted at; empty: files are read through the channel
 }
 
+// maxBusyPoll keeps a mistake from burning a CPU.
+const maxBusyPoll = 10 * time.Millisecond
+
 // DefaultServe returns the configuration that an empty file means. It has no share yet, so it is not valid.
 func DefaultServe() Serve {
 	return Serve{
@@ -50,6 +54,7 @@ func DefaultServe() Serve {
 			Mode:      ModeLease,
 			Channel:   "virtio:spillway.0",
 			Threshold: 64 << 10,
+			BusyPoll:  0,
 		},
 		HTTP: HTTP{
 			ReadHeaderTimeout: Duration(10 * time.Second),
@@ -105,6 +110,9 @@ func (s Serve) Validate() error {
 	}
 	if s.Offload.Threshold < 0 {
 		p.add("offload.threshold", "%v is negative; 0 hands over for every size", s.Offload.Threshold)
+	}
+	if b := s.Offload.BusyPoll.Value(); b < 0 || b > maxBusyPoll {
+		p.add("offload.busy_poll", "%v is not possible; use 0s (off) to %v", b, maxBusyPoll)
 	}
 	p.positive("http.read_header_timeout", s.HTTP.ReadHeaderTimeout)
 	p.positive("http.idle_timeout", s.HTTP.IdleTimeout)

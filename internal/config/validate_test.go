@@ -114,6 +114,7 @@ func TestServeValidate(t *testing.T) {
 		{"no port", func(s *Serve) { s.Listen[0] = "localhost:" }, "listen[0]", ":80"},
 		{"twice", func(s *Serve) { s.Listen = []string{":80", ":81", ":80"} }, "listen[2]", "listen[0]"},
 		{"admin without port", func(s *Serve) { s.Admin = "localhost" }, "admin", "host:port"},
+		{"busy poll for ever", func(s *Serve) { s.Offload.BusyPoll = Duration(time.Second) }, "offload.busy_poll", "0s (off) to 10ms"},
 		{"mode", func(s *Serve) { s.Offload.Mode = "" }, "offload.mode", "lease, offload or off"},
 		{"no channel", func(s *Serve) { s.Offload.Channel = "" }, "offload.channel", "virtio:NAME or unix:/PATH or vsock:CID:PORT"},
 		{"kind only", func(s *Serve) { s.Offload.Channel = "virtio:" }, "offload.channel", "virtio:NAME"},

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"time"
 
 	"spillway/internal/session"
 	"spillway/internal/tcprepair"
@@ -15,14 +16,16 @@ import (
 
 // Options of an Agent.
 type Options struct {
-	Policy Policy
-	Logger *slog.Logger // nil: slog.Default()
+	Policy   Policy
+	BusyPoll time.Duration // see session.Options
+	Logger   *slog.Logger  // nil: slog.Default()
 }
 
 // Agent is the guest's end of one channel: the session with the host, the connections that are leased over it and the file
 // requests that wait for an answer. Its methods are safe for concurrent use.
 type Agent struct {
 	policy  Policy
+	poll    time.Duration
 	log     *slog.Logger
 	freezer *tcprepair.Freezer // nil: this kernel or this user cannot freeze sockets
 	stats   *Stats
@@ -40,6 +43,7 @@ type Agent struct {
 func NewAgent(opts Options) (*Agent, error) {
 	a := &Agent{
 		policy:   opts.Policy,
+		poll:     opts.BusyPoll,
 		log:      opts.Logger,
 		stats:    newStats(),
 		leases:   map[uint32]*Conn{},
@@ -70,7 +74,7 @@ func (a *Agent) Close() error {
 
 // Serve runs sessions over conn until it fails or ctx is done. One call at a time; channel.Keep calls it again on the next connection.
 func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
-	return session.Guest(ctx, conn, session.Options{Ended: a.ended}, a.begin)
+	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: a.ended}, a.begin)
 }
 
 func (a *Agent) ended(err error) {

@@ -34,12 +34,13 @@ const StateRoot = "/run/spillway-lab"
 type Options struct {
 	Name      string // [a-z0-9-], at most 20 bytes
 	VM        Kind
-	Binary    string // the spillway binary; default: this program
-	Cache     string // where scripts/setup.sh put the guest kernel; QEMU only
-	Files     string // the directory that is shared
-	Threshold int64  // bytes, of the offloading arms
-	LinkBits  uint64 // bit/s on the link to the client, 0: as fast as it goes
-	Detached  bool   // outlive this process
+	Binary    string         // the spillway binary; default: this program
+	Cache     string         // where scripts/setup.sh put the guest kernel; QEMU only
+	Files     string         // the directory that is shared
+	Threshold int64          // bytes, of the offloading arms
+	BusyPoll  *time.Duration // of the offloading servers; nil: what suits the guest
+	LinkBits  uint64         // bit/s on the link to the client, 0: as fast as it goes
+	Detached  bool           // outlive this process
 	Progress  func(step string)
 }
 

@@ -149,6 +149,9 @@ func (l *Lab) StartServer(arm Arm) error {
 	return l.startProcess(string(arm), ns, l.serveArgs(arm, "unix:"+l.channelSocket(arm), l.Files)...)
 }
 
+// emulatedBusyPoll suits a VM whose CPU is emulated: a wake-up takes it half a millisecond.
+const emulatedBusyPoll = time.Millisecond
+
 // serveArgs are the arguments of an arm's media server.
 func (l *Lab) serveArgs(arm Arm, channel, mount string) []string {
 	args := []string{
@@ -160,7 +163,13 @@ func (l *Lab) serveArgs(arm Arm, channel, mount string) []string {
 	if !arm.offloads() {
 		return append(args, "--mode", string(config.ModeOff))
 	}
-	return append(args, "--mode", string(arm), "--channel", channel, "--threshold", fmt.Sprint(l.Threshold))
+	args = append(args, "--mode", string(arm), "--channel", channel, "--threshold", fmt.Sprint(l.Threshold))
+	if l.BusyPoll != nil {
+		args = append(args, "--busy-poll", l.BusyPoll.String())
+	} else if l.VM == QEMU {
+		args = append(args, "--busy-poll", emulatedBusyPoll.String())
+	}
+	return args
 }
 
 // KillServer kills an arm's media server. A guest's init starts it again by itself; in a namespace StartServer does.

@@ -15,7 +15,9 @@ import (
 // Options of Host and Guest. The zero value is right in production.
 type Options struct {
 	Silent time.Duration // how long a silent other side is believed; default DefaultSilent, whole seconds
-	Ended  func(error)   // told why each session ended, and each offer that could not be understood
+	// BusyPoll is how long to ask for the next frame, while traffic is dense, before waiting to be woken; 0: not at all.
+	BusyPoll time.Duration
+	Ended    func(error) // told why each session ended, and each offer that could not be understood
 }
 
 func (o Options) silent() time.Duration {
@@ -35,7 +37,7 @@ func (o Options) ended(err error) {
 // session that the guest has accepted.
 func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin func(*Session) Handler) error {
 	hello.Version = wire.Version
-	l := &link{conn: conn, reader: wire.NewHostReader(conn), opts: opts}
+	l := &link{conn: conn, reader: wire.NewHostReader(newPoller(conn, opts.BusyPoll)), opts: opts}
 	return l.serve(ctx, func() (*Session, error) {
 		id := rand.Uint32() | 1 // 0 is no session
 		offer := wire.Append(nil, id, 0, 0, hello)
@@ -64,7 +66,7 @@ func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin 
 
 // Guest accepts the sessions that the host offers over conn and serves them, one after the other, until the channel fails or ctx is done.
 func Guest(ctx context.Context, conn Conn, opts Options, begin func(*Session) Handler) error {
-	l := &link{conn: conn, reader: wire.NewGuestReader(conn), opts: opts}
+	l := &link{conn: conn, reader: wire.NewGuestReader(newPoller(conn, opts.BusyPoll)), opts: opts}
 	greet := wire.Append(nil, 0, 0, 0, wire.Greet{Version: wire.Version})
 	return l.serve(ctx, func() (*Session, error) {
 		stop := l.repeat(ctx, greet)
