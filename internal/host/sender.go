@@ -64,10 +64,6 @@ func (l *leaseConn) accept() bool {
 		l.mu.Lock()
 		l.live = true
 		l.mu.Unlock()
-		if l.returnsNext() {
-			// Most likely HANDBACK follows within microseconds: the guest is woken once, for both.
-			return l.handler.session.Later(wire.Append(nil, l.handler.session.ID, l.id, 0, wire.Granted{}))
-		}
 		return send(l.handler, l.id, 0, wire.Granted{})
 	})
 	switch {
