@@ -33,7 +33,6 @@ type order struct {
 	count    int64
 	header   []byte
 	giveBack bool
-	later    bool // nobody waits for SENT
 }
 
 // leaseConn is one lease: the host's end of a connection that a guest has handed over.
@@ -176,7 +175,7 @@ func (l *leaseConn) takeSend(flags wire.Flags, payload []byte) error {
 	l.sending = true
 	return l.add(item{kind: wire.TypeSend, order: &order{
 		file: m.File, offset: m.Offset, count: m.Count,
-		header: append([]byte(nil), m.Header...), giveBack: flags&wire.FlagReturn != 0, later: flags&wire.FlagLater != 0,
+		header: append([]byte(nil), m.Header...), giveBack: flags&wire.FlagReturn != 0,
 	}})
 }
 

@@ -49,12 +49,6 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 			l.broken = failure
 		}
 		return l.answerSend(failure, sent, started)
-	case o.later && !o.giveBack:
-		l.mu.Lock()
-		l.sending = false
-		l.mu.Unlock()
-		_ = l.handler.session.Later(wire.Append(nil, l.handler.session.ID, l.id, wire.FlagStarted, wire.Sent{Bytes: sent}))
-		return wire.ReasonOK
 	case withheld == 0:
 		return l.answerSend(wire.ReasonOK, sent, true)
 	}

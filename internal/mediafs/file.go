@@ -53,12 +53,6 @@ func (f *File) HostFile() (ref wire.FileRef, offset int64, ok bool) {
 	}, offset, true
 }
 
-// Again returns the same file with a read position of its own, at the start. It costs no system call, and does not depend on f: whoever
-// must send the bytes after f is closed reads them from here. The caller closes it.
-func (f *File) Again() io.ReadSeekCloser {
-	return &File{dir: f.dir, name: f.name, attr: f.attr}
-}
-
 // Read implements io.Reader. Its first call may find the file changed since Open: then it fails with ErrChanged.
 func (f *File) Read(p []byte) (int, error) {
 	f.mu.Lock()

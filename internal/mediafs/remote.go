@@ -215,9 +215,6 @@ func (f *RemoteFile) HostFile() (ref wire.FileRef, offset int64, ok bool) {
 	return f.ref, f.offset, !f.closed
 }
 
-// Again returns the same file with a read position of its own; see File.Again.
-func (f *RemoteFile) Again() io.ReadSeekCloser { return &RemoteFile{remote: f.remote, ref: f.ref} }
-
 // Read implements io.Reader: every byte crosses the channel, a small file's once.
 func (f *RemoteFile) Read(p []byte) (int, error) {
 	if f.closed {

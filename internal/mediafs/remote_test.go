@@ -274,11 +274,6 @@ func TestRemotePosition(t *testing.T) {
 		t.Errorf("a range: %v", err)
 	}
 	at(500)
-	again := f.Again().(*RemoteFile)
-	if _, offset, ok := again.HostFile(); offset != 0 || !ok {
-		t.Errorf("Again is at %d, %v", offset, ok)
-	}
-	at(500)
 }
 
 // TestRemoteOneQuestion: many requests for one name at the same time are one STAT.

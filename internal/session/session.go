@@ -68,8 +68,7 @@ type Session struct {
 	pending []byte    // frames that wait for the write under way
 	spare   []byte
 	writing bool
-	delayed bool // flush is due
-	stuck   int  // ticks that the write under way has lasted
+	stuck   int // ticks that the write under way has lasted
 	err     error
 }
 
@@ -96,61 +95,15 @@ func (s *Session) Write(frames []byte) error {
 		s.mu.Unlock()
 		return ErrEnded
 	}
-	if s.writing || len(s.pending) > 0 {
-		s.pending = append(s.pending, frames...)
-		frames = nil
-	}
 	if s.writing {
+		s.pending = append(s.pending, frames...)
 		s.mu.Unlock()
 		return nil
 	}
-	if frames == nil { // behind those that Later left
-		frames = s.takePending()
-	}
 	s.writing = true
 	s.mu.Unlock()
 	s.write(frames)
 	return nil
-}
-
-// laterDelay is how long Later's frames wait for company. A client that answers within it, as a player on a LAN does with its next
-// request, saves the guest a wake-up for each response.
-const laterDelay = 2 * time.Millisecond
-
-// Later is Write for whole frames that are no news by themselves: they leave with the next ones that are, or after laterDelay.
-func (s *Session) Later(frames []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err != nil {
-		return ErrEnded
-	}
-	s.pending = append(s.pending, frames...)
-	if !s.delayed {
-		s.delayed = true
-		time.AfterFunc(laterDelay, s.flush)
-	}
-	return nil
-}
-
-// flush writes what Later left.
-func (s *Session) flush() {
-	s.mu.Lock()
-	s.delayed = false
-	if s.err != nil || s.writing || len(s.pending) == 0 {
-		s.mu.Unlock()
-		return
-	}
-	frames := s.takePending()
-	s.writing = true
-	s.mu.Unlock()
-	s.write(frames)
-}
-
-// takePending returns the frames that wait; their memory is in use until the next call. s.mu is held.
-func (s *Session) takePending() []byte {
-	frames := s.pending
-	s.pending, s.spare = s.spare[:0], frames
-	return frames
 }
 
 // write writes frames. s.writing is set. What has come to wait meanwhile is written by a goroutine of its own: a caller who holds a lock must
@@ -164,7 +117,8 @@ func (s *Session) write(frames []byte) {
 	if err != nil {
 		s.failLocked(fmt.Errorf("channel write: %w", err))
 	}
-	waiting := s.takePending()
+	waiting := s.pending
+	s.pending, s.spare = s.spare[:0], waiting
 	s.writing = s.err == nil && len(waiting) > 0
 	if s.writing {
 		go s.write(waiting)

@@ -63,11 +63,10 @@ const (
 // Flags of a frame; their meaning depends on the type.
 type Flags uint8
 
-// The flags, each with the type that knows it.
+// The one flag that each of these types knows.
 const (
 	FlagMore    Flags = 1 // DATA: more follows at once, do not push yet
 	FlagReturn  Flags = 1 // SEND: hand the connection back afterwards
-	FlagLater   Flags = 2 // SEND: nobody waits for SENT
 	FlagStarted Flags = 1 // SENT: bytes of the SEND have reached the socket
 	FlagAbort   Flags = 1 // CLOSE: reset the connection now
 )
@@ -114,7 +113,7 @@ func kindOf(t Type) kind {
 	case TypeCredit:
 		return kind{"CREDIT", false, 0, func(p []byte) (Message, error) { return ParseCredit(p) }}
 	case TypeSend:
-		return kind{"SEND", false, FlagReturn | FlagLater, func(p []byte) (Message, error) { return ParseSend(p) }}
+		return kind{"SEND", false, FlagReturn, func(p []byte) (Message, error) { return ParseSend(p) }}
 	case TypeSent:
 		return kind{"SENT", false, FlagStarted, func(p []byte) (Message, error) { return ParseSent(p) }}
 	case TypeEnd:
