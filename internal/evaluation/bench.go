@@ -36,6 +36,9 @@ func Run(ctx context.Context, name string, opts lab.Options, link string, plan P
 	}
 	report = bench.NewReport(name, env)
 	report.Rows, err = Measure(ctx, l, plan, progress)
+	if err != nil {
+		err = errors.Join(err, l.Health())
+	}
 	return report, err
 }
 

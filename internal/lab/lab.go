@@ -246,6 +246,27 @@ func (l *Lab) WaitArm(ctx context.Context, arm Arm) error {
 	}
 }
 
+// Health is an error when the VM or a daemon of the lab has ended by itself, with the ends of the logs.
+func (l *Lab) Health() error {
+	var ended []string
+	for _, p := range l.daemons {
+		if p.exited() {
+			ended = append(ended, p.name)
+		}
+	}
+	if l.vm != nil {
+		select {
+		case <-l.vm.Done():
+			ended = append(ended, "the VM")
+		default:
+		}
+	}
+	if len(ended) == 0 {
+		return nil
+	}
+	return fmt.Errorf("ended by itself: %v\n%s", ended, l.logTails())
+}
+
 func (l *Lab) armReady(ctx context.Context, arm Arm) error {
 	stats, err := l.ServerStats(ctx, arm)
 	if err != nil {
