@@ -242,6 +242,20 @@ func (c *Conn) lost(cause error) {
 	c.over(fmt.Errorf("the session with the host ended: %w", cause))
 	// A daemon that was killed while it held the socket has left a client that waits for ever; and of a connection on its way home, our reset may
 	// lie before what the client has.
+	for _, after := range []time.Duration{probeFirst, probeAgain, 5 * probeAgain} {
+		time.AfterFunc(after, c.probe)
+	}
+}
+
+// Probes of a lost connection. The first leaves the kernel time to close the sockets of a killed daemon, one of which would swallow the client's
+// answer; the others come when a client that answers only twice a second (net.ipv4.tcp_invalid_ratelimit) does so again.
+const (
+	probeFirst = 50 * time.Millisecond
+	probeAgain = 600 * time.Millisecond
+)
+
+// probe makes the client of a lost connection say where it is.
+func (c *Conn) probe() {
 	if err := c.socket.Probe(); err != nil {
 		c.agent.log.Debug("probe", "client", c.remote, "error", err)
 	}
