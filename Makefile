@@ -20,12 +20,12 @@ setup: ## Install what is missing: QEMU, and a kernel for the VM (downloaded, no
 	@scripts/setup.sh $(CACHE)
 
 .PHONY: demo
-demo: setup build ## Stream from a real VM through four arms, check every body, print the table
+demo: setup build ## Stream from a real VM through four arms, check every file in each, print the table
 	build/spillway bench demo --cache $(CACHE) --json build/demo.json
 
 .PHONY: test
 test: setup build ## Run all tests: units, namespaces, a real VM (root)
-	$(GO) test -timeout 20m -p 2 ./...
+	$(GO) test -count=1 -timeout 20m -p 2 ./...
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root

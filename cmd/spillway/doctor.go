@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -25,15 +27,19 @@ func doctorCommand() *cobra.Command {
 			if len(args) > 0 && args[0] == "guest" {
 				role = doctor.Guest
 			}
-			if hostConfig != "" {
-				cfg, err := config.LoadHost(hostConfig)
-				if err != nil {
-					return err
+			for flag, of := range map[string]doctor.Role{
+				"config": doctor.Host, "channel-socket": doctor.Host, "cache": doctor.Host, "channel-port": doctor.Guest,
+			} {
+				if cmd.Flags().Changed(flag) && of != role {
+					return fmt.Errorf("--%s is not for the role %s; see spillway doctor --help", flag, role)
 				}
-				env.Redirect = redirect.Config{
-					Table: cfg.Redirect.Table, Mark: cfg.Redirect.Mark,
-					RouteTable: int(cfg.Redirect.RouteTable), RulePriority: int(cfg.Redirect.Priority),
+			}
+			if role == doctor.Guest {
+				if env.ChannelPort == "" {
+					env.ChannelPort = strings.TrimPrefix(config.DefaultServe().Offload.Channel, "virtio:")
 				}
+			} else if err := hostEnvironment(&env, hostConfig); err != nil {
+				return err
 			}
 			report := doctor.Run(cmd.Context(), env, role)
 			write := report.WriteText
@@ -51,10 +57,40 @@ func doctorCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.StringVarP(&hostConfig, "config", "c", "", fmt.Sprintf("host daemon's configuration, for its redirect (usually %s)", defaultHostConfig))
+	f.StringVarP(&hostConfig, "config", "c", "", fmt.Sprintf("host: the daemon's configuration, for its redirect, channel and share; default: %s if it is there", defaultHostConfig))
 	f.StringVar(&env.ChannelSocket, "channel-socket", "", "host: a channel's socket to check, as /run/spillway/vm0.sock")
-	f.StringVar(&env.ChannelPort, "channel-port", "", "guest: the virtio-serial port to check, as spillway.0")
+	f.StringVar(&env.ChannelPort, "channel-port", "", "guest: the virtio-serial port to check; default: spillway.0")
 	f.StringVar(&env.Share, "share", "", "directory of a share to check")
 	f.StringVar(&env.CacheDir, "cache", "", "host: a cache directory to check")
 	return cmd
+}
+
+// hostEnvironment tells the checks what the daemon's configuration says: its redirect, the first channel and the first share.
+func hostEnvironment(env *doctor.Env, file string) error {
+	implied := file == ""
+	if implied {
+		file = defaultHostConfig
+	}
+	cfg, err := config.LoadHost(file)
+	if implied && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	env.Redirect = redirect.Config{
+		Table: cfg.Redirect.Table, Mark: cfg.Redirect.Mark,
+		RouteTable: int(cfg.Redirect.RouteTable), RulePriority: int(cfg.Redirect.Priority),
+	}
+	if env.Share == "" && len(cfg.Shares) > 0 {
+		env.Share = cfg.Shares[0].Path
+	}
+	for _, vm := range cfg.VMs {
+		for _, c := range vm.Channels {
+			if path, ok := strings.CutPrefix(c, "unix:"); ok && env.ChannelSocket == "" {
+				env.ChannelSocket = path
+			}
+		}
+	}
+	return nil
 }

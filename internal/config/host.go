@@ -14,7 +14,7 @@ import (
 // Host is the configuration of `spillway host`, the daemon on the machine that the VMs run on.
 type Host struct {
 	LogLevel LogLevel    `toml:"log_level"`
-	Admin    string      `toml:"admin"` // path of the unix socket for status and metrics, empty for none
+	Admin    string      `toml:"admin"` // path of the unix socket for status and recalls, empty for none
 	Redirect Redirect    `toml:"redirect"`
 	Limits   Limits      `toml:"limits"`
 	Shares   []HostShare `toml:"share"`
