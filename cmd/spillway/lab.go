@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net/url"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,12 +17,10 @@ import (
 )
 
 func labCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return groupCommand(&cobra.Command{
 		Use:   "lab",
 		Short: "Run a whole deployment on this machine, to try it out",
-	}
-	cmd.AddCommand(labUpCommand(), labDownCommand())
-	return cmd
+	}, labUpCommand(), labDownCommand())
 }
 
 // labFlags are what every command that makes a lab can be told.
@@ -32,14 +33,18 @@ type labFlags struct {
 }
 
 func (f *labFlags) add(cmd *cobra.Command, defaultVM lab.Kind) {
-	f.threshold = config.DefaultServe().Offload.Threshold
 	cmd.Flags().StringVar(&f.vm, "vm", string(defaultVM), "the guest: qemu (a real VM) or netns (a network namespace that stands for one)")
 	cmd.Flags().StringVar(&f.cache, "cache", "build/cache", "where scripts/setup.sh has put the guest kernel, and where data sets are kept")
 	cmd.Flags().StringVar(&f.link, "link", "", "shape the client's link, as 1gbit or 100mbit; default: as fast as it goes")
 	cmd.Flags().StringVar(&f.busyPoll, "busy-poll", "", "how long offloading servers ask the channel before sleeping; default: what suits the guest")
+}
+
+func (f *labFlags) addThreshold(cmd *cobra.Command, byDefault config.Size) {
+	f.threshold = byDefault
 	cmd.Flags().Var(&f.threshold, "threshold", "smallest response that a connection is handed over for")
 }
 
+// options of a lab, checked as far as that needs no lab.
 func (f *labFlags) options(name string, files string, out io.Writer) (lab.Options, error) {
 	opts := lab.Options{
 		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: int64(f.threshold),
@@ -56,7 +61,7 @@ func (f *labFlags) options(name string, files string, out io.Writer) (lab.Option
 		}
 		opts.BusyPoll = &d
 	}
-	return opts, nil
+	return opts, opts.Validate()
 }
 
 func labUpCommand() *cobra.Command {
@@ -68,32 +73,55 @@ func labUpCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
-			file := "big.mp4"
-			if files == "" {
-				sets, err := lab.DemoFiles(cmd.Context(), flags.cache, func(step string) { fmt.Fprintln(out, "lab:", step) })
-				if err != nil {
-					return err
-				}
-				files, file = sets.Dir, sets.Sets[0].Paths()[0]
-			}
 			opts, err := flags.options(name, files, out)
 			if err != nil {
 				return err
 			}
 			opts.Detached = true
+			if files == "" {
+				sets, err := lab.DemoFiles(cmd.Context(), flags.cache, opts.Progress)
+				if err != nil {
+					return err
+				}
+				opts.Files = sets.Dir
+			}
+			file, err := firstFile(opts.Files)
+			if err != nil {
+				return err
+			}
 			began := time.Now()
 			l, err := lab.Up(cmd.Context(), opts)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(out, "lab: up after %.1f s\n\n%s", time.Since(began).Seconds(), l.WhatToTry(file))
+			fmt.Fprintf(out, "lab: up after %.1f s\n\n%s", time.Since(began).Seconds(), l.WhatToTry((&url.URL{Path: file}).EscapedPath()))
 			return nil
 		},
 	}
 	flags.add(cmd, lab.QEMU)
+	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
 	cmd.Flags().StringVar(&name, "name", "lab", "the lab's name; several can run side by side")
 	cmd.Flags().StringVar(&files, "files", "", "directory to share; default: a small data set")
 	return cmd
+}
+
+// firstFile is the path beneath dir of a regular file to try a lab with: the first in lexical order.
+func firstFile(dir string) (string, error) {
+	var first string
+	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			first = path
+			return fs.SkipAll
+		}
+		return err
+	})
+	if err == nil && first == "" {
+		err = errors.New("there is no regular file to share")
+	}
+	if err != nil {
+		return "", fmt.Errorf("--files %s: %w", dir, err)
+	}
+	return first, nil
 }
 
 func labDownCommand() *cobra.Command {

@@ -25,9 +25,14 @@ func main() {
 	}
 }
 
-// run carries out the command line. SIGINT and SIGTERM end a command in order; a second one ends the process at once.
+// run carries out the command line. SIGINT, SIGTERM and SIGHUP end a command in order; a second one ends the process at once.
 func run() error {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signal.Ignore(syscall.SIGPIPE) // writes then fail with EPIPE: `spillway bench | head` must still take its lab down
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) has it
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	return rootCommand().ExecuteContext(ctx)
@@ -45,6 +50,15 @@ sendfile(2) from the page cache that all VMs share. See README.md and docs/.`,
 	}
 	root.AddCommand(hostCommand(), serveCommand(), labCommand(), benchCommand(), doctorCommand(), datasetCommand(), initCommand())
 	return root
+}
+
+// groupCommand only holds other commands. Alone it shows its help; a subcommand that there is not is an error, which cobra by itself reports for the
+// root only.
+func groupCommand(cmd *cobra.Command, subcommands ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.AddCommand(subcommands...)
+	return cmd
 }
 
 // newLogger logs to standard error; systemd and the lab keep it.

@@ -135,6 +135,18 @@ func TestMistakes(t *testing.T) {
 		{"doctor --config /no/such/file", []string{"/no/such/file"}},
 		{"dataset --set nothing --dir " + filepath.Join(dir, "set"), []string{"nothing", "tablet"}},
 		{"dataset extra", []string{"extra"}},
+		{"lab bogus", []string{`unknown command "bogus"`}},
+		{"bench bogus", []string{`unknown command "bogus"`}},
+		{"lab up --files " + dir + " --vm netns", []string{dir, "no regular file"}},
+		{"lab up --files /no/such/directory --vm netns", []string{"/no/such/directory"}},
+		{"lab up --cache /proc/none --vm xen", []string{"xen"}}, // before a data set is made
+		{"lab up --cache /proc/none --name Wrong", []string{"Wrong"}},
+		{"bench demo --cache /proc/none --link fast", []string{"fast", "1gbit"}},
+		{"bench demo --cache /proc/none --rounds 0", []string{"--rounds 0"}},
+		{"bench request --connections 0 --cache " + dir, []string{"connections: 0"}},
+		{"bench request --sizes 4096,0 --cache " + dir, []string{"sizes: 0"}},
+		{"bench request --arms vm,lease,vm --cache " + dir, []string{"vm is there twice"}},
+		{"bench handover --threshold 1 --cache " + dir, []string{"--threshold"}},
 		{"lab up --files " + dir + " --vm xen", []string{"xen", "qemu"}},
 		{"lab up --files " + dir + " --name Wrong", []string{"Wrong"}},
 		{"lab up --files " + dir + " --link fast", []string{"fast", "1gbit"}},
@@ -183,6 +195,27 @@ func TestDoctor(t *testing.T) {
 		if out, _ := spillway(t.Context(), "doctor", role); !strings.Contains(out, "\n") || strings.HasPrefix(out, "{") {
 			t.Errorf("doctor %s: %q", role, out)
 		}
+	}
+}
+
+// TestFirstFile: what a lab tells to try is there.
+func TestFirstFile(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"b/empty/deep", "c"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"c/2.mp4", "c/1.mp4", "d.mp4"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("d.mp4", filepath.Join(dir, "a.mp4")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := firstFile(dir); got != "c/1.mp4" || err != nil {
+		t.Errorf("firstFile = %q, %v", got, err)
 	}
 }
 

@@ -18,8 +18,11 @@ import (
 	"spillway/internal/lab"
 )
 
-// Run brings a lab up, measures a plan in it and takes it down again.
+// Run brings a lab up, measures a plan in it and takes it down again. A report can come together with an error, see [Measure].
 func Run(ctx context.Context, name string, opts lab.Options, link string, plan Plan, progress *bench.Progress) (report *bench.Report, err error) {
+	if err := plan.Validate(); err != nil {
+		return nil, err
+	}
 	opts.Progress = func(step string) { progress.Step("lab: %s", step) }
 	l, err := lab.Up(ctx, opts)
 	if err != nil {
@@ -72,6 +75,11 @@ func SetCases(files *lab.Files) []Case {
 
 // SizeCases makes a file of each size below dir and requests it n times a pass.
 func SizeCases(dir string, sizes []int64, n int) ([]Case, error) {
+	for _, size := range sizes {
+		if size < 1 {
+			return nil, fmt.Errorf("sizes: %d; at least 1 byte is needed", size)
+		}
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}

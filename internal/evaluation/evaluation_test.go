@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -77,17 +80,55 @@ func TestSetCases(t *testing.T) {
 // TestOffloaded: figures of an arm that did not offload are no figures.
 func TestOffloaded(t *testing.T) {
 	for _, c := range []struct {
-		arm   lab.Arm
-		sends uint64
-		ok    bool
+		arm              lab.Arm
+		sends, handbacks uint64
+		want             string // in the error
 	}{
-		{lab.Lease, 100, true}, {lab.Lease, 95, true}, {lab.Lease, 94, false}, {lab.Offload, 0, false}, {lab.VM, 0, true}, {lab.Baremetal, 0, true},
+		{lab.Lease, 100, 0, ""}, {lab.Lease, 95, 0, ""}, {lab.Lease, 94, 0, "small:7"}, {lab.VM, 0, 0, ""}, {lab.Baremetal, 0, 0, ""},
+		{lab.Offload, 0, 0, "small:7"}, {lab.Offload, 95, 95, ""}, {lab.Offload, 100, 94, "only 94 of 100"},
 	} {
 		row := bench.Row{}
 		row.N = 100
-		err := offloaded(c.arm, row, guest.Snapshot{Counts: guest.Counts{Sends: c.sends}, Fallbacks: map[string]uint64{"small": 7}})
-		if (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "small:7") {
-			t.Errorf("%s with %d of 100: %v", c.arm, c.sends, err)
+		counts := guest.Counts{Sends: c.sends, Handbacks: c.handbacks}
+		err := offloaded(c.arm, row, guest.Snapshot{Counts: counts, Fallbacks: map[string]uint64{"small": 7}})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+// TestWrongBodies: they do not keep the row from being published.
+func TestWrongBodies(t *testing.T) {
+	var timed, verified bench.Recorder
+	timed.Add(bench.Result{Elapsed: time.Millisecond, Bytes: 5})
+	timed.AddWrong(bench.Result{}, errors.New("too short"))
+	verified.AddWrong(bench.Result{}, errors.New("another sum"))
+	row, err := newRow(lab.VM, "4 KB", &timed, &verified, guest.Snapshot{})
+	if row.N != 1 || row.Wrong != 2 || row.Bytes != 5 || row.MedianUs != 1000 {
+		t.Errorf("the row is %+v", row)
+	}
+	for _, want := range []string{"arm vm", "2 wrong bodies", "too short", "another sum"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q: %v", want, err)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	good := Plan{Arms: lab.Arms(), Rounds: 1, Connections: 1}
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
+	for name, spoil := range map[string]func(*Plan){
+		"rounds":      func(p *Plan) { p.Rounds = 0 },
+		"connections": func(p *Plan) { p.Connections = -1 },
+		"bogus":       func(p *Plan) { p.Arms = []lab.Arm{"bogus"} },
+		"twice":       func(p *Plan) { p.Arms = []lab.Arm{lab.VM, lab.Lease, lab.VM} },
+	} {
+		p := good
+		spoil(&p)
+		if err := p.Validate(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -109,8 +150,15 @@ func TestRun(t *testing.T) {
 	opts := lab.Options{Name: name, VM: lab.NetNS, Binary: binary, Files: files}
 	var shown bytes.Buffer
 	plan := Plan{Cases: cases, Arms: lab.Arms(), Rounds: rounds, Connections: connections}
+	lie := Case{Name: "lie", Targets: slices.Clone(cases[0].Targets)}
+	for i := range lie.Targets {
+		lie.Targets[i].SHA256 = strings.Repeat("0", 2*sha256.Size) // as if the server sent something else
+	}
+	cases = append([]Case{lie}, cases...)
+	plan.Cases = cases
 	report, err := Run(t.Context(), "test", opts, "", plan, bench.NewProgress(&shown))
-	if err != nil {
+	if err == nil || !strings.HasPrefix(err.Error(), "lie: ") || !strings.Contains(err.Error(), "arm lease: 2 wrong bodies") ||
+		strings.Contains(err.Error(), "KB") {
 		t.Fatal(err)
 	}
 	if len(report.Rows) != len(cases)*len(lab.Arms()) {
@@ -118,7 +166,8 @@ func TestRun(t *testing.T) {
 	}
 	for i, row := range report.Rows {
 		arm, c := lab.Arms()[i%4], cases[i/4]
-		if row.Arm != string(arm) || row.Case != c.Name || row.N != n*rounds*connections || row.Wrong != 0 {
+		if row.Arm != string(arm) || row.Case != c.Name || row.N != n*rounds*connections ||
+			row.Wrong != map[string]int64{"lie": connections}[c.Name] {
 			t.Errorf("row %d is %+v, want %s, %s", i, row, arm, c.Name)
 		}
 		wantOver := map[lab.Arm]int64{lab.Lease: rounds * connections, lab.Offload: n * rounds * connections}[arm]

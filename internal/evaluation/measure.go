@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,22 +28,46 @@ type Plan struct {
 	Connections int // that run at the same time, each with all targets
 }
 
-// Measure runs a plan in a lab and returns a row for each case and arm, cases first.
+// Validate tells whether the plan can be measured.
+func (p Plan) Validate() error {
+	if p.Rounds < 1 {
+		return fmt.Errorf("rounds: %d; at least 1 is needed", p.Rounds)
+	}
+	if p.Connections < 1 {
+		return fmt.Errorf("connections: %d; at least 1 is needed", p.Connections)
+	}
+	for i, arm := range p.Arms {
+		if !slices.Contains(lab.Arms(), arm) {
+			return fmt.Errorf("arms: there is no arm %q; use some of %v", arm, lab.Arms())
+		}
+		if slices.Contains(p.Arms[:i], arm) {
+			return fmt.Errorf("arms: %s is there twice", arm)
+		}
+	}
+	return nil
+}
+
+// Measure runs a plan in a lab and returns a row for each case and arm, cases first. Rows whose figures are not to be trusted, as bodies were
+// wrong or went another way, come together with an error; the first case that cannot be measured at all ends it.
 func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progress) ([]bench.Row, error) {
-	if plan.Connections <= 1 {
+	if plan.Connections == 1 {
 		// One connection needs one CPU; idle Go threads of the client would take the other one from the servers.
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	}
 	var rows []bench.Row
+	var errs []error
 	for _, c := range plan.Cases {
 		m := measurement{lab: l, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{}}
 		got, err := m.run(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.Name, err)
-		}
 		rows = append(rows, got...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", c.Name, err))
+		}
+		if len(got) < len(plan.Arms) {
+			break
+		}
 	}
-	return rows, nil
+	return rows, errors.Join(errs...)
 }
 
 // measurement is one case in progress.
@@ -54,6 +79,7 @@ type measurement struct {
 	recorders map[lab.Arm]*bench.Recorder // of the timed passes
 }
 
+// run measures the case. Without an error, or with doubts about the figures only, it returns a row for each arm.
 func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	verified := map[lab.Arm]*bench.Recorder{}
 	for _, arm := range m.plan.Arms {
@@ -61,6 +87,9 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 		verified[arm] = &bench.Recorder{}
 		m.progress.Step("%s, %s: checking every body", m.of.Name, arm)
 		if err := m.pass(ctx, arm, m.distinct(), true, verified[arm]); err != nil {
+			return nil, err
+		}
+		if _, err := m.settled(ctx, arm); err != nil { // else the timed passes would count handovers of this one
 			return nil, err
 		}
 		if err := m.lab.ResetServerStats(ctx, arm); err != nil {
@@ -80,14 +109,37 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	}
 	m.progress.Done("")
 	var rows []bench.Row
+	var doubts []error
 	for _, arm := range m.plan.Arms {
-		row, err := m.row(ctx, arm, verified[arm])
+		stats, err := m.settled(ctx, arm)
 		if err != nil {
-			return nil, err
+			return rows, errors.Join(append(doubts, err)...)
 		}
-		rows = append(rows, row)
+		row, err := newRow(arm, m.of.Name, m.recorders[arm], verified[arm], stats)
+		rows, doubts = append(rows, row), append(doubts, err)
 	}
-	return rows, nil
+	return rows, errors.Join(doubts...)
+}
+
+// settleTimeout bounds the wait for a server that still learns that its clients have gone.
+const settleTimeout = 5 * time.Second
+
+// settled waits until no connection of an arm is with the host and returns what the server counted up to then.
+func (m *measurement) settled(ctx context.Context, arm lab.Arm) (guest.Snapshot, error) {
+	for deadline := time.Now().Add(settleTimeout); ; {
+		stats, err := m.lab.ServerStats(ctx, arm)
+		if err != nil || stats.Leases == 0 {
+			return stats, err
+		}
+		if time.Now().After(deadline) {
+			return stats, fmt.Errorf("arm %s: the host still has %d connections %v after their clients closed them", arm, stats.Leases, settleTimeout)
+		}
+		select {
+		case <-ctx.Done():
+			return stats, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 // distinct are the targets without repetitions.
@@ -105,10 +157,9 @@ func (m *measurement) distinct() []bench.Target {
 
 // pass requests the targets through an arm, over new connections.
 func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Target, verify bool, into *bench.Recorder) error {
-	connections := max(m.plan.Connections, 1)
-	recorders := make([]bench.Recorder, connections)
-	errs := make([]error, connections)
-	clients := make([]*bench.Client, connections)
+	recorders := make([]bench.Recorder, m.plan.Connections)
+	errs := make([]error, m.plan.Connections)
+	clients := make([]*bench.Client, m.plan.Connections)
 	for i := range clients {
 		clients[i] = bench.NewClient(m.lab.Addr(arm), bench.ClientOptions{Dial: m.lab.DialContext})
 		defer clients[i].Close()
@@ -133,15 +184,11 @@ func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Tar
 	return errors.Join(errs...)
 }
 
-// row joins what the clients saw with what the server counted.
-func (m *measurement) row(ctx context.Context, arm lab.Arm, verified *bench.Recorder) (bench.Row, error) {
-	rec := m.recorders[arm]
-	row := rec.Row(string(arm), m.of.Name)
+// newRow joins what the clients saw in the timed passes and in the check pass with what the server counted. The row is whole even when there is
+// an error, which says why its figures are not to be trusted.
+func newRow(arm lab.Arm, dataCase string, timed, verified *bench.Recorder, stats guest.Snapshot) (bench.Row, error) {
+	row := timed.Row(string(arm), dataCase)
 	row.Wrong += verified.Wrong()
-	stats, err := m.lab.ServerStats(ctx, arm)
-	if err != nil {
-		return row, err
-	}
 	row.Handovers, row.Handbacks = int64(stats.Counts.Handovers), int64(stats.Counts.Handbacks)
 	row.Fallbacks = bench.Counts{}
 	for reason, n := range stats.Fallbacks {
@@ -153,19 +200,28 @@ func (m *measurement) row(ctx context.Context, arm lab.Arm, verified *bench.Reco
 		}
 		row.Steps[string(step)] = bench.Step{MedianUs: q.Median, P99Us: q.P99}
 	}
-	return row, errors.Join(append(rec.Errors(), append(verified.Errors(), offloaded(arm, row, stats))...)...)
+	doubts := slices.Concat(verified.Errors(), timed.Errors(), []error{offloaded(arm, row, stats)})
+	if row.Wrong > 0 {
+		doubts = slices.Insert(doubts, 0, fmt.Errorf("arm %s: %d wrong bodies, among them:", arm, row.Wrong))
+	}
+	return row, errors.Join(doubts...)
 }
 
-// minOffloaded is the part of the responses that an offloading arm must have sent through the host for its figures to be its own.
+// minOffloaded is the part of the responses that an offloading arm must have sent through the host, and arm offload must have taken the connection
+// back after, for its figures to be its own.
 const minOffloaded = 0.95
 
 func offloaded(arm lab.Arm, row bench.Row, stats guest.Snapshot) error {
 	if arm != lab.Offload && arm != lab.Lease {
 		return nil
 	}
-	if float64(stats.Counts.Sends) >= minOffloaded*float64(row.N) {
-		return nil
+	enough := minOffloaded * float64(row.N)
+	if float64(stats.Counts.Sends) < enough {
+		return fmt.Errorf("arm %s sent only %d of %d responses through the host; the others were served by the guest: %v",
+			arm, stats.Counts.Sends, row.N, stats.Fallbacks)
 	}
-	return fmt.Errorf("arm %s sent only %d of %d responses through the host; the others were served by the guest: %v",
-		arm, stats.Counts.Sends, row.N, stats.Fallbacks)
+	if arm == lab.Offload && float64(stats.Counts.Handbacks) < enough {
+		return fmt.Errorf("arm %s took the connection back after only %d of %d responses", arm, stats.Counts.Handbacks, row.N)
+	}
+	return nil
 }

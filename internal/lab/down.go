@@ -47,7 +47,7 @@ func Down(ctx context.Context, name string) error {
 func stopProcesses(dir string) error {
 	text, err := os.ReadFile(filepath.Join(dir, "lab.json"))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // Up did not come so far: its processes ended with it
+		return nil // Up was killed before it started any
 	}
 	if err != nil {
 		return err

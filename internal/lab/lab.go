@@ -70,22 +70,27 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	if err == nil {
 		err = l.waitReady(ctx)
 	}
-	if err == nil {
-		err = l.saveState()
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lab %s: %w", l.Name, err), l.Down())
 	}
 	return l, nil
 }
 
+// Validate tells whether a lab can have this name and this kind of guest.
+func (o Options) Validate() error {
+	if !validName.MatchString(o.Name) {
+		return fmt.Errorf("lab name %q: use 1 to 20 of a to z, 0 to 9 and '-'", o.Name)
+	}
+	if o.VM != QEMU && o.VM != NetNS {
+		return fmt.Errorf("lab guest %q: use qemu or netns", o.VM)
+	}
+	return nil
+}
+
 // prepare checks the options and takes the lab's name.
 func prepare(opts Options) (*Lab, error) {
-	if !validName.MatchString(opts.Name) {
-		return nil, fmt.Errorf("lab name %q: use 1 to 20 of a to z, 0 to 9 and '-'", opts.Name)
-	}
-	if opts.VM != QEMU && opts.VM != NetNS {
-		return nil, fmt.Errorf("lab guest %q: use qemu or netns", opts.VM)
+	if err := opts.Validate(); err != nil {
+		return nil, err
 	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a lab needs root: it makes network namespaces")
@@ -110,6 +115,9 @@ func prepare(opts Options) (*Lab, error) {
 		return nil, fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
 	} else if err != nil {
 		return nil, err
+	}
+	if err := l.saveState(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(l.Dir))
 	}
 	return l, nil
 }

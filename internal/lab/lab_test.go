@@ -283,8 +283,40 @@ func useLab(t *testing.T, l *Lab, content []byte) {
 			t.Error(err)
 		}
 	}
-	if err := l.saveState(); err != nil { // as there are new pids
-		t.Error(err)
+}
+
+// TestDownAfterKilledUp: Down ends the detached daemons of an Up that was killed half-way.
+func TestDownAfterKilledUp(t *testing.T) {
+	name := labName()
+	t.Cleanup(func() { _ = Down(context.Background(), name) })
+	l, err := prepare(Options{Name: name, VM: NetNS, Binary: buildBinary(t), Files: t.TempDir(), Detached: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, p := range l.daemons {
+			if !p.exited() {
+				_ = syscall.Kill(p.pid, syscall.SIGKILL)
+				<-p.ended
+			}
+		}
+	})
+	if err := errors.Join(l.topology(), l.StartHost(), l.StartServer(Baremetal), l.StartServer(Offload)); err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest} {
+		ns.Close()
+	}
+	if err := Down(t.Context(), name); err != nil {
+		t.Errorf("Down: %v", err)
+	}
+	if left := traces(t, name); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	for _, p := range l.daemons {
+		if !hasEnded(p.pid) {
+			t.Errorf("%s runs on", p.name)
+		}
 	}
 }
 

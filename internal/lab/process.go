@@ -47,7 +47,7 @@ func (l *Lab) startProcess(name string, ns *netns.Namespace, args ...string) err
 		return err
 	}
 	l.daemons[name] = &process{name: name, pid: cmd.Process.Pid, ended: ended}
-	return nil
+	return l.saveState() // at once: whoever kills us now leaves a daemon that Down must find
 }
 
 func (p *process) exited() bool {
@@ -190,7 +190,7 @@ type state struct {
 
 func (l *Lab) statePath() string { return filepath.Join(l.Dir, "lab.json") }
 
-// saveState writes what Down needs to know.
+// saveState writes what Down needs to know. The file is always whole.
 func (l *Lab) saveState() error {
 	s := state{Name: l.Name, VM: l.VM, Binary: l.Binary, Processes: map[string]int{}}
 	for name, p := range l.daemons {
@@ -200,7 +200,11 @@ func (l *Lab) saveState() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(l.statePath(), append(text, '\n'), 0o644)
+	next := l.statePath() + ".next"
+	if err := os.WriteFile(next, append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(next, l.statePath())
 }
 
 // Down ends everything that the lab started and removes everything that it made.
