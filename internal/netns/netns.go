@@ -30,16 +30,16 @@ type Namespace struct {
 
 // New makes a namespace that goes with its last user. name is for messages only.
 func New(name string) (*Namespace, error) {
-	return create(name, netns.New)
+	return create(name, netns.New, func() error { return nil })
 }
 
 // Named makes a namespace that `ip netns exec` finds and that stays until Delete.
 func Named(name string) (*Namespace, error) {
-	return create(name, func() (netns.NsHandle, error) { return netns.NewNamed(name) })
+	return create(name, func() (netns.NsHandle, error) { return netns.NewNamed(name) }, func() error { return Delete(name) })
 }
 
-// create calls make on a thread of its own, since make enters the namespace.
-func create(name string, make func() (netns.NsHandle, error)) (*Namespace, error) {
+// create calls make on a thread of its own, since make enters the namespace. undo removes what make has left behind besides the handle.
+func create(name string, make func() (netns.NsHandle, error), undo func() error) (*Namespace, error) {
 	ns := &Namespace{Name: name, handle: netns.None()}
 	err := onThread(func() (err error) {
 		ns.handle, err = make()
@@ -49,8 +49,7 @@ func create(name string, make func() (netns.NsHandle, error)) (*Namespace, error
 		return nil, fmt.Errorf("make network namespace %s (root is needed): %w", name, err)
 	}
 	if err := ns.Up("lo"); err != nil {
-		ns.Close()
-		return nil, err
+		return nil, errors.Join(err, undo(), ns.Close())
 	}
 	return ns, nil
 }
