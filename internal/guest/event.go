@@ -149,7 +149,7 @@ func hostClosed(r wire.Reason) error {
 
 // over ends the connection for the server and for a writer that waits. c.mu is held.
 func (c *Conn) over(err error) {
-	waits := c.sending || c.end.Phase() != lease.Gone
+	waits := c.sending
 	c.fail(err)
 	if waits {
 		_ = c.tell(result{})

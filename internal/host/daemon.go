@@ -199,6 +199,11 @@ func (d *Daemon) closeKernel() {
 type vmListener struct {
 	vm       *vm
 	listener channel.Listener
+	begins   *limiter // so that what happens at one channel keeps no beginning at another one from the log
+}
+
+func (l vmListener) serve(ctx context.Context, conn channel.Conn) error {
+	return l.vm.serve(ctx, conn, l.begins)
 }
 
 // listen listens at all channels, or at none.
@@ -213,7 +218,7 @@ func (d *Daemon) listen() ([]vmListener, error) {
 				}
 				return nil, fmt.Errorf("VM %s: %w", v.name, err)
 			}
-			all = append(all, vmListener{v, l})
+			all = append(all, vmListener{v, l, new(limiter)})
 		}
 	}
 	return all, nil
@@ -227,7 +232,7 @@ func (d *Daemon) serve(ctx context.Context, listeners []vmListener) {
 	var channels, sweeper sync.WaitGroup
 	for _, l := range listeners {
 		channels.Go(func() {
-			_ = channel.Serve(serving, l.listener, l.vm.serve, l.vm.log) // its error is the end of serving
+			_ = channel.Serve(serving, l.listener, l.serve, l.vm.log) // its error is the end of serving
 		})
 	}
 	swept, stopSweeper := context.WithCancel(serving)

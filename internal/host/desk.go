@@ -170,7 +170,7 @@ func (v *vm) read(m wire.Read, buf []byte) ([]byte, wire.Reason) {
 	if reason != wire.ReasonOK {
 		return nil, reason
 	}
-	defer v.release(f)
+	defer v.release(f, m.File)
 	n, err := f.ReadAt(buf[:m.Count], m.Offset) // m.Count is at most wire.MaxRead
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, v.fileReason(err)

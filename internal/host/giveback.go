@@ -27,12 +27,15 @@ type response struct {
 	withheld int // bytes at the end of its range that have not been sent
 }
 
-// tail returns the last n bytes of header and range.
+// tail returns the last n bytes of header and range, unless the file was changed since the response began.
 func (r *response) tail(n int) ([]byte, error) {
 	fromFile := min(int64(n), r.order.count)
 	head := r.order.header[len(r.order.header)-(n-int(fromFile)):]
 	p := append(make([]byte, 0, n), head...)[:n]
 	_, err := r.file.ReadAt(p[len(head):], r.order.offset+r.order.count-fromFile)
+	if err == nil && !unchanged(r.file, &r.order.file) {
+		err = wire.ReasonChanged
+	}
 	return p, err
 }
 
@@ -143,7 +146,7 @@ func (l *leaseConn) handBack(r *response) (err error) {
 		if r != nil {
 			tail, err := r.tail(l.socket.unacked + r.withheld)
 			if err != nil {
-				return err // the file has shrunk: what was withheld cannot be sent either
+				return err // the file was changed: what was withheld cannot be sent either
 			}
 			hb.Sent, hb.Tail = r.order.count, tail
 		}

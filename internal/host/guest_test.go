@@ -27,10 +27,16 @@ type fakeGuest struct {
 	ended  chan struct{}            // closed when the channel is
 }
 
-// guest connects to the channel of a VM of the configuration and agrees on a session.
+// guest connects to the first channel of a VM of the configuration and agrees on a session.
 func (r *rig) guest(vmIndex int) *fakeGuest {
 	r.tb.Helper()
-	conn, err := net.Dial("unix", r.cfg.VMs[vmIndex].Channels[0][len("unix:"):])
+	return r.guestAt(r.cfg.VMs[vmIndex].Channels[0])
+}
+
+// guestAt is guest for a channel.
+func (r *rig) guestAt(address string) *fakeGuest {
+	r.tb.Helper()
+	conn, err := net.Dial("unix", address[len("unix:"):])
 	if err != nil {
 		r.tb.Fatal(err)
 	}

@@ -30,10 +30,6 @@ func newHandler(v *vm, s *session.Session) *handler {
 	if v.daemon.draining.Load() {
 		h.desk.drain()
 	}
-	// A guest can begin sessions as fast as it likes.
-	if skipped, ok := v.begins.allow(); ok {
-		v.log.Info("session begins", "session", s.ID, "not_logged", skipped)
-	}
 	return h
 }
 

@@ -29,7 +29,7 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 	if reason != wire.ReasonOK {
 		return l.answerSend(reason, 0, false)
 	}
-	defer l.vm.release(f)
+	defer l.vm.release(f, o.file)
 
 	withheld := 0
 	if o.giveBack {
@@ -50,7 +50,7 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 		}
 		return l.answerSend(failure, sent, started)
 	case withheld == 0:
-		return l.answerSend(wire.ReasonOK, sent, true)
+		return l.complete(f, o)
 	}
 	return l.finishReturn(&response{file: f, order: o, withheld: withheld})
 }
@@ -69,7 +69,24 @@ func (l *leaseConn) finishReturn(r *response) wire.Reason {
 		return over
 	}
 	l.vm.counters.bytes.Add(uint64(r.withheld))
-	return l.answerSend(wire.ReasonOK, r.order.count, true)
+	return l.complete(r.file, r.order)
+}
+
+// complete ends a SEND of which all bytes are in the socket. If the file was changed meanwhile, they are not those of one version, and the
+// client must not take them for a whole response: a RST discards what it has not got yet.
+func (l *leaseConn) complete(f *share.File, o *order) wire.Reason {
+	if unchanged(f, &o.file) {
+		return l.answerSend(wire.ReasonOK, o.count, true)
+	}
+	l.broken = wire.ReasonChanged
+	if unacked, err := l.socket.outstanding(); err == nil && unacked == 0 {
+		return l.answerSend(wire.ReasonChanged, o.count, true)
+	}
+	count(&l.vm.counters.failed, wire.ReasonChanged)
+	l.mu.Lock()
+	l.abort = true
+	l.mu.Unlock()
+	return wire.ReasonChanged
 }
 
 // sendBody sends the header and the first count bytes of the range. It returns how many bytes of the file were sent, and either why the file

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"spillway/internal/config"
 )
 
-// Sweeps per stall timeout, which is thus exceeded by at most an eighth.
+// Sweeps per timeout, which is thus exceeded by at most an eighth.
 const sweepsPerTimeout = 8
 
 // progress is what the sweeper remembers of a lease.
@@ -18,8 +20,9 @@ type progress struct {
 
 // sweep looks after all leases until ctx is done: one ticker instead of a timer for each SEND.
 func (d *Daemon) sweep(ctx context.Context) {
-	timeout := d.cfg.Limits.StallTimeout.Value()
-	tick := time.NewTicker(max(timeout/sweepsPerTimeout, time.Millisecond))
+	limits := &d.cfg.Limits
+	shorter := min(limits.StallTimeout.Value(), limits.SessionTimeout.Value())
+	tick := time.NewTicker(max(shorter/sweepsPerTimeout, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
@@ -27,21 +30,21 @@ func (d *Daemon) sweep(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			for _, v := range d.vms {
-				v.eachLease(func(l *leaseConn) { l.sweep(now, timeout) })
+				v.eachLease(func(l *leaseConn) { l.sweep(now, limits) })
 			}
 		}
 	}
 }
 
-// errNoAnswer ends the session of a guest that leaves a client frozen.
+// errNoAnswer ends the session of a guest that leaves a client frozen for as long as a silent guest would be believed.
 var errNoAnswer = errors.New("the guest does not answer HANDBACK")
 
-// sweep ends a lease whose client has acknowledged no byte for the time-out while there are some to acknowledge, whatever the size of the
+// sweep ends a lease whose client has acknowledged no byte for the stall time-out while there are some to acknowledge, whatever the size of the
 // buffers. A client that takes one byte now and then is slow, not stalled.
-func (l *leaseConn) sweep(now time.Time, timeout time.Duration) {
+func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 	l.mu.Lock()
 	live := l.live
-	silent := l.awaiting && l.answer == 0 && now.Sub(l.since) > timeout
+	silent := l.awaiting && l.answer == 0 && now.Sub(l.since) > limits.SessionTimeout.Value()
 	l.mu.Unlock()
 	if silent {
 		l.handler.session.Close(errNoAnswer)
@@ -60,7 +63,7 @@ func (l *leaseConn) sweep(now time.Time, timeout time.Duration) {
 	switch {
 	case p.allDone, acked != p.acked, p.since.IsZero():
 		p.acked, p.since = acked, now
-	case now.Sub(p.since) > timeout:
+	case now.Sub(p.since) > limits.StallTimeout.Value():
 		l.vm.log.Info("client takes no bytes: resetting it", "lease", l.id, "client", l.state.Remote, "for", now.Sub(p.since))
 		l.stall()
 	}

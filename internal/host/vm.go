@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"spillway/internal/channel"
@@ -29,13 +28,12 @@ type vm struct {
 	addresses map[netip.Addr]bool
 	shares    map[string]*share.Share
 	maxLeases int
-	maxFiles  int64
-	files     atomic.Int64 // in use by SENDs and READs under way
+	maxFiles  int
 	counters  counters
 	complain  limiter // for what a guest can cause at will
-	begins    limiter // for the beginnings of sessions, which must not keep a complaint from the log
 
 	mu       sync.Mutex
+	files    map[wire.FileRef]int // how many SENDs and READs under way use each file
 	leases   map[*leaseConn]struct{}
 	handlers map[*handler]struct{} // live sessions
 }
@@ -44,7 +42,8 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 	v := &vm{
 		daemon: d, name: cfg.Name, log: d.log.With("vm", cfg.Name),
 		addresses: make(map[netip.Addr]bool), shares: make(map[string]*share.Share),
-		maxLeases: cfg.MaxLeases, maxFiles: int64(cfg.MaxOpenFiles),
+		maxLeases: cfg.MaxLeases, maxFiles: cfg.MaxOpenFiles,
+		files:  make(map[wire.FileRef]int),
 		leases: make(map[*leaseConn]struct{}), handlers: make(map[*handler]struct{}),
 	}
 	for _, s := range cfg.Channels {
@@ -63,15 +62,29 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 	return v, nil
 }
 
-// serve speaks with the guest over one connection of a channel until it fails or ctx is done.
-func (v *vm) serve(ctx context.Context, conn channel.Conn) error {
+// serve speaks with the guest over one connection of a channel until it fails or ctx is done. begins is the channel's limiter for the
+// beginnings of sessions.
+func (v *vm) serve(ctx context.Context, conn channel.Conn, begins *limiter) error {
 	hello := wire.Hello{Window: window, MaxLeases: uint32(v.maxLeases)}
-	opts := session.Options{Silent: v.daemon.cfg.Limits.SessionTimeout.Value(), Ended: v.tellEnd}
-	return session.Host(ctx, conn, hello, opts, func(s *session.Session) session.Handler { return newHandler(v, s) })
+	opts := session.Options{
+		Silent: v.daemon.cfg.Limits.SessionTimeout.Value(),
+		Ended:  func(err error) { v.tellEnd(ctx, err) },
+	}
+	return session.Host(ctx, conn, hello, opts, func(s *session.Session) session.Handler {
+		h := newHandler(v, s)
+		// A guest can begin sessions as fast as it likes.
+		if skipped, ok := begins.allow(); ok {
+			v.log.Info("session begins", "session", fmt.Sprintf("%08x", s.ID), "not_logged", skipped)
+		}
+		return h
+	})
 }
 
 // tellEnd logs why a session ended. A guest can end sessions as fast as it likes.
-func (v *vm) tellEnd(err error) {
+func (v *vm) tellEnd(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return // the daemon stops or a newer connection has come: both are logged, and err is only how the session was interrupted
+	}
 	if skipped, ok := v.complain.allow(); ok {
 		v.log.Info("session ended", "error", err, "not_logged", skipped)
 	}
@@ -128,21 +141,40 @@ func (v *vm) acquire(ref wire.FileRef) (*share.File, wire.Reason) {
 	if s == nil {
 		return nil, wire.ReasonShareUnknown
 	}
-	if v.files.Add(1) > v.maxFiles {
-		v.files.Add(-1)
+	if !v.useFile(ref) {
 		return nil, wire.ReasonLimit
 	}
 	f, err := s.Acquire(ref)
 	if err != nil {
-		v.files.Add(-1)
+		v.disuseFile(ref)
 		return nil, v.fileReason(err)
 	}
 	return f, wire.ReasonOK
 }
 
-func (v *vm) release(f *share.File) {
+func (v *vm) release(f *share.File, ref wire.FileRef) {
 	f.Release()
-	v.files.Add(-1)
+	v.disuseFile(ref)
+}
+
+// useFile counts a user of a file, if the limit of files allows it. However many use one version of a file, it is open once
+// (share.Acquire). Counted before it is opened, a file beyond the limit takes no descriptor from the other VMs for a moment either.
+func (v *vm) useFile(ref wire.FileRef) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.files[ref] == 0 && len(v.files) >= v.maxFiles {
+		return false
+	}
+	v.files[ref]++
+	return true
+}
+
+func (v *vm) disuseFile(ref wire.FileRef) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.files[ref]--; v.files[ref] == 0 {
+		delete(v.files, ref)
+	}
 }
 
 // fileReason is what the guest is told about err; what it is not its business to know is logged.

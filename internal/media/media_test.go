@@ -363,3 +363,34 @@ func TestServerLogsToSlog(t *testing.T) {
 		t.Errorf("time-outs: %+v", srv)
 	}
 }
+
+// TestRangesBeyondIntegers: what RFC 9110 allows and net/http does not understand by itself.
+func TestRangesBeyondIntegers(t *testing.T) {
+	handler := media.Handler(fstest.MapFS{"ten": {Data: []byte("0123456789")}, "empty": {}}, media.Options{})
+	const huge = "99999999999999999999"
+	for _, tt := range []struct {
+		file, ranges, wantRange, wantBody string
+		want                              int
+	}{
+		{"ten", "bytes=-0", "bytes */10", "", http.StatusRequestedRangeNotSatisfiable},
+		{"ten", "bytes=-00", "bytes */10", "", http.StatusRequestedRangeNotSatisfiable},
+		{"ten", "bytes=" + huge + "-", "bytes */10", "", http.StatusRequestedRangeNotSatisfiable},
+		{"ten", "bytes=" + huge + "-" + huge, "bytes */10", "", http.StatusRequestedRangeNotSatisfiable},
+		{"ten", "bytes=8-" + huge, "bytes 8-9/10", "89", http.StatusPartialContent},
+		{"ten", "Bytes=8-" + huge, "bytes 8-9/10", "89", http.StatusPartialContent},
+		{"ten", "bytes=-" + huge, "bytes 0-9/10", "0123456789", http.StatusPartialContent},
+		{"empty", "bytes=-0", "", "", http.StatusOK}, // no range fits an empty file: net/http ignores them all
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/"+tt.file, nil)
+		r.Header.Set("Range", tt.ranges)
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		if w.Code != tt.want || w.Header().Get("Content-Range") != tt.wantRange {
+			t.Errorf("%s of %s: status %d, Content-Range %q, want %d, %q",
+				tt.ranges, tt.file, w.Code, w.Header().Get("Content-Range"), tt.want, tt.wantRange)
+		}
+		if body := w.Body.String(); tt.want != http.StatusRequestedRangeNotSatisfiable && body != tt.wantBody {
+			t.Errorf("%s of %s: body %q, want %q", tt.ranges, tt.file, body, tt.wantBody)
+		}
+	}
+}

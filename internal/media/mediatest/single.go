@@ -74,6 +74,9 @@ func (s *suite) testRanges(t *testing.T) {
 		{"bytes=-700", func() (int, []byte, string) { return part(n-700, n-1) }},
 		{fmt.Sprintf("bytes=-%d", n+1000), func() (int, []byte, string) { return part(0, n-1) }},
 		{fmt.Sprintf("bytes=%d-%d", n-10, n+1000), func() (int, []byte, string) { return part(n-10, n-1) }},
+		// Longer than any integer: RFC 9110, section 14.1.2, sets no limit.
+		{"bytes=7-99999999999999999999", func() (int, []byte, string) { return part(7, n-1) }},
+		{"bytes=-99999999999999999999", func() (int, []byte, string) { return part(0, n-1) }},
 		{"BYTES=0-9", func() (int, []byte, string) { return part(0, 9) }},
 		{"bytes=0-9,20-29", whole},
 		{"bytes=0-9,-1,5-6", whole},
@@ -95,7 +98,9 @@ func (s *suite) testRanges(t *testing.T) {
 }
 
 func (s *suite) testUnsatisfiableRanges(t *testing.T, n int) {
-	for _, header := range []string{fmt.Sprintf("bytes=%d-", n), fmt.Sprintf("bytes=%d-%d", n+5, n+10)} {
+	for _, header := range []string{
+		fmt.Sprintf("bytes=%d-", n), fmt.Sprintf("bytes=%d-%d", n+5, n+10), "bytes=-0", "bytes=99999999999999999999-",
+	} {
 		r := s.do(t, http.MethodGet, s.target(s.large), http.Header{"Range": {header}})
 		if r.StatusCode != http.StatusRequestedRangeNotSatisfiable {
 			t.Errorf("Range %q: status %d, want 416", header, r.StatusCode)
