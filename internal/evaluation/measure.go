@@ -202,7 +202,7 @@ func newRow(arm lab.Arm, dataCase string, timed, verified *bench.Recorder, stats
 	}
 	doubts := slices.Concat(verified.Errors(), timed.Errors(), []error{offloaded(arm, row, stats)})
 	if row.Wrong > 0 {
-		doubts = slices.Insert(doubts, 0, fmt.Errorf("arm %s: %d wrong bodies, among them:", arm, row.Wrong))
+		doubts = slices.Insert(doubts, 0, fmt.Errorf("arm %s: %d wrong bodies, the first of them follow", arm, row.Wrong))
 	}
 	return row, errors.Join(doubts...)
 }

@@ -166,9 +166,13 @@ func (c *Conn) handback(payload []byte) error {
 	if c.end.Phase() != lease.Leased {
 		return lease.ErrPhase
 	}
+	m.Tail = append([]byte(nil), m.Tail...)
 	began := time.Now()
 	settled := m.Data == c.dataSent && (m.Sent >= 0) == c.sending && !c.outEnd && !c.closed && c.failed == nil
 	err = c.end.Handback(&m.State, settled, func(answer wire.Message) error {
+		if answer.Type() == wire.TypeTaken {
+			c.sendTail(&m, withheldSize)
+		}
 		c.say(answer, 0)
 		return nil
 	})
@@ -182,7 +186,6 @@ func (c *Conn) handback(payload []byte) error {
 	c.taken, c.takenAt = nil, time.Now()
 	c.agent.stats.step(StepRestore, c.takenAt.Sub(began))
 	if m.Sent >= 0 {
-		m.Tail = append([]byte(nil), m.Tail...)
 		c.taken = &m
 	}
 	return nil
@@ -199,8 +202,8 @@ func (c *Conn) released(payload []byte) error {
 	now := time.Now()
 	c.agent.stats.step(StepRelease, now.Sub(c.takenAt))
 	c.agent.stats.count(func(s *Counts) { s.Handbacks++ })
-	c.sendTail()
 	if c.taken != nil {
+		c.sendTail(c.taken, 0)
 		c.agent.stats.step(StepTail, time.Since(now))
 		c.agent.stats.step(StepBusy, time.Duration(m.Busy))
 		c.agent.stats.step(StepRound, time.Since(c.began)-time.Duration(m.Busy))
@@ -215,17 +218,24 @@ func (c *Conn) released(payload []byte) error {
 	return c.tell(result{kind: wire.TypeReleased, handback: taken})
 }
 
-// sendTail sends what came with the handback, as far as the kernel takes it at once; the writer, who wakes up later, sends the rest. c.mu is
-// held.
-func (c *Conn) sendTail() {
-	if c.taken == nil || len(c.taken.Tail) == 0 {
+// withheldSize bytes at the end of a tail are sent after RELEASED: as long as the client lacks one, it sends no request into the host's frozen socket.
+const withheldSize = 1
+
+// sendTail sends what came with a handback, but for the last keep bytes, as far as the kernel takes it at once; the writer, who wakes up later, sends
+// the rest. c.mu is held.
+//
+// All but the withheld byte is sent before TAKEN, though the client has it, most likely: with it our socket's sequence number is where the client
+// expects it, so that a FIN or RST of ours counts, should this process die now.
+func (c *Conn) sendTail(m *wire.Handback, keep int) {
+	p := m.Tail[:max(len(m.Tail)-keep, 0)]
+	if len(p) == 0 {
 		return
 	}
 	_ = c.raw.Control(func(fd uintptr) { // the writer meets an error again
 		n, _ := retryEINTR(func() (int, error) {
-			return unix.SendmsgN(int(fd), c.taken.Tail, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			return unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		})
-		c.taken.Tail = c.taken.Tail[n:]
+		m.Tail = m.Tail[n:]
 	})
 }
 

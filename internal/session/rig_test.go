@@ -32,9 +32,8 @@ type recorder struct {
 	side    *side
 	session *Session
 
-	mu     sync.Mutex
-	frames []string
-	ends   int
+	mu   sync.Mutex
+	ends int
 
 	got chan string // each frame
 	end chan error
