@@ -64,7 +64,8 @@ func labName() string { return fmt.Sprintf("e%s-%06x", strconv.Itoa(os.Getpid())
 func logLab(t *testing.T, l *lab.Lab) {
 	const tailBytes = 4000
 	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log")) // the pattern is valid
-	for _, name := range logs {
+	console, _ := filepath.Glob(filepath.Join(l.Dir, "*", "console.log"))
+	for _, name := range append(logs, console...) {
 		if text, err := os.ReadFile(name); err == nil && len(text) > 0 {
 			t.Logf("--- %s\n%s", filepath.Base(name), text[max(0, len(text)-tailBytes):])
 		}
