@@ -2,6 +2,7 @@
 # Installs what Spillway's lab and tests need and what is missing, on Debian 12 as root:
 #
 #   qemu-system-x86   installed from Debian, without its recommended packages;
+#   nftables          installed from Debian: a test reads the redirect's rule in nft's words, the product never runs it;
 #   a guest kernel    Debian's generic linux-image package, downloaded and unpacked below the cache directory, never
 #                     installed. The cloud flavour will not do: it lacks 9p.
 #
@@ -35,6 +36,8 @@ remove_work_dir() {
 
 have_qemu() { command -v qemu-system-x86_64 >/dev/null; }
 
+have_nft() { command -v nft >/dev/null; }
+
 # A kernel directory appears by one rename, so that what exists is whole.
 have_kernel() {
   compgen -G "$1/kernel/[0-9]*/boot/vmlinuz-*" >/dev/null
@@ -62,8 +65,8 @@ with_package_lists() {
   fi
 }
 
-install_qemu() {
-  DEBIAN_FRONTEND=noninteractive "${APT[@]}" install -y --no-install-recommends qemu-system-x86 >/dev/null
+install_package() {
+  DEBIAN_FRONTEND=noninteractive "${APT[@]}" install -y --no-install-recommends "$1" >/dev/null
 }
 
 # Prints the concrete package behind the metapackage linux-image-amd64, for instance linux-image-6.1.0-56-amd64.
@@ -111,6 +114,7 @@ main() {
   cache=${cache:-$(dirname -- "${BASH_SOURCE[0]}")/../build/cache}
 
   have_qemu || missing+=("qemu-system-x86 (Debian package)")
+  have_nft || missing+=("nftables (Debian package)")
   have_kernel "$cache" || missing+=("guest kernel in $cache/kernel")
   ((${#missing[@]})) || return 0
   if $check; then
@@ -126,7 +130,12 @@ main() {
   if ! have_qemu; then
     ((EUID == 0)) || die "must run as root to install qemu-system-x86"
     say "installing qemu-system-x86"
-    with_package_lists install_qemu
+    with_package_lists install_package qemu-system-x86
+  fi
+  if ! have_nft; then
+    ((EUID == 0)) || die "must run as root to install nftables"
+    say "installing nftables"
+    with_package_lists install_package nftables
   fi
   have_kernel "$cache" || fetch_kernel "$cache"
 }

@@ -85,7 +85,7 @@ func labUpCommand() *cobra.Command {
 				}
 				opts.Files = sets.Dir
 			}
-			file, err := firstFile(opts.Files)
+			file, err := fileToTry(opts.Files, opts.Threshold)
 			if err != nil {
 				return err
 			}
@@ -105,15 +105,26 @@ func labUpCommand() *cobra.Command {
 	return cmd
 }
 
-// firstFile is the path beneath dir of a regular file to try a lab with: the first in lexical order.
-func firstFile(dir string) (string, error) {
+// fileToTry is the path beneath dir of a regular file to try a lab with: the first in lexical order that is large enough to cause a handover, or
+// else the first.
+func fileToTry(dir string, threshold int64) (string, error) {
 	var first string
 	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.Type().IsRegular() {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		large := info.Size() >= threshold
+		if large || first == "" {
 			first = path
+		}
+		if large {
 			return fs.SkipAll
 		}
-		return err
+		return nil
 	})
 	if err == nil && first == "" {
 		err = errors.New("there is no regular file to share")

@@ -214,8 +214,18 @@ func TestFirstFile(t *testing.T) {
 	if err := os.Symlink("d.mp4", filepath.Join(dir, "a.mp4")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := firstFile(dir); got != "c/1.mp4" || err != nil {
-		t.Errorf("firstFile = %q, %v", got, err)
+	if got, err := fileToTry(dir, 0); got != "c/1.mp4" || err != nil {
+		t.Errorf("fileToTry = %q, %v", got, err)
+	}
+	// A small file would be served by the guest, and show nothing.
+	if got, err := fileToTry(dir, 10); got != "c/1.mp4" || err != nil {
+		t.Errorf("with small files only, fileToTry = %q, %v", got, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "d.mp4"), make([]byte, 10), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := fileToTry(dir, 10); got != "d.mp4" || err != nil {
+		t.Errorf("with a large file, fileToTry = %q, %v", got, err)
 	}
 }
 

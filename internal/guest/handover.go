@@ -14,8 +14,6 @@ import (
 	"spillway/internal/wire"
 )
 
-const errPipe = unix.EPIPE
-
 // errGivenUp is what the server meets after its write deadline has passed in the middle of a SEND.
 var errGivenUp = errors.New("reset, as a file was not sent before the write deadline")
 

@@ -6,6 +6,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"spillway/internal/lease"
 	"spillway/internal/wire"
 )
@@ -160,7 +162,7 @@ func (c *Conn) lockSettled() error {
 		case c.sendUntil.passed():
 			err = os.ErrDeadlineExceeded
 		case c.outEnd && phase == lease.Leased:
-			err = os.NewSyscallError("write", errPipe)
+			err = os.NewSyscallError("write", unix.EPIPE)
 		case phase == lease.Local || phase == lease.Leased:
 			return nil
 		}

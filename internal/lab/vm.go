@@ -142,11 +142,3 @@ func (l *Lab) killInGuest(command string) error {
 	defer cancel()
 	return l.control.Kill(ctx, command)
 }
-
-// DropGuestCaches makes the guest forget its page cache; in a namespace there is none of its own.
-func (l *Lab) DropGuestCaches(ctx context.Context) error {
-	if l.control == nil {
-		return nil
-	}
-	return l.control.DropCaches(ctx)
-}

@@ -80,9 +80,6 @@ func (r *Reader) Sync() (Header, []byte, error) {
 	}
 }
 
-// Buffered tells whether another frame, or a part of one, has already been read from the stream.
-func (r *Reader) Buffered() bool { return r.r < r.w }
-
 // fill makes at least n bytes available in buf[r.r:r.w].
 func (r *Reader) fill(n int) error {
 	for r.w-r.r < n {
