@@ -214,3 +214,18 @@ func TestAtLeast(t *testing.T) {
 		}
 	}
 }
+
+// TestHasVirtualization: a /dev/kvm is worth something only where the CPU has the hardware for it.
+func TestHasVirtualization(t *testing.T) {
+	for text, want := range map[string]bool{
+		"processor\t: 0\nflags\t\t: fpu vme vmx smx\nvmx flags\t: vnmi\n": true,
+		"processor\t: 0\nflags\t\t: fpu svm\n":                            true,
+		"processor\t: 0\nflags\t\t: fpu vmmcall hypervisor\n":             false,
+		"processor\t: 0\nvmx flags\t: vnmi\n":                             false,
+		"":                                                                false,
+	} {
+		if got := hasVirtualization(text); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,8 +37,35 @@ func probeKVM() error {
 		if version != kvmAPIVersion {
 			return absentf("KVM API version %d, want %d", version, kvmAPIVersion)
 		}
-		return nil
+		return hardwareVirtualization()
 	})
+}
+
+// hardwareVirtualization tells whether the CPU can run a guest's kernel by itself. A KVM without it, such as PVM's, which works inside a VM
+// that has no nested virtualization, is for kernels that were made for it: every other boots at a crawl, or not at all.
+func hardwareVirtualization() error {
+	if runtime.GOARCH != "amd64" {
+		return nil
+	}
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return err
+	}
+	if !hasVirtualization(string(text)) {
+		return absentf("/dev/kvm is there, but the CPU has neither vmx nor svm")
+	}
+	return nil
+}
+
+// hasVirtualization looks for the CPU's flags of VT-x and AMD-V in /proc/cpuinfo.
+func hasVirtualization(cpuinfo string) bool {
+	for line := range strings.Lines(cpuinfo) {
+		if name, flags, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "flags" {
+			f := strings.Fields(flags)
+			return slices.Contains(f, "vmx") || slices.Contains(f, "svm")
+		}
+	}
+	return false
 }
 
 func probeTun() error {

@@ -71,9 +71,8 @@ func TestGuest(t *testing.T) {
 	}
 
 	t.Run("accelerator", func(t *testing.T) {
-		_, err := os.Stat("/dev/kvm")
-		if hasKVM := err == nil; !hasKVM && vm.Accel() != AccelTCG {
-			t.Errorf("accelerator %q without /dev/kvm", vm.Accel())
+		if want := bestAccel(); vm.Accel() != want {
+			t.Errorf("accelerator %q, want %q", vm.Accel(), want)
 		}
 	})
 	t.Run("control", func(t *testing.T) { testControl(t, ctx, ctl) })

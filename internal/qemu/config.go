@@ -160,14 +160,12 @@ func (c Config) args(v Version) []string {
 		"-name", escape(c.Name),
 		"-machine", "q35",
 	}
-	if c.Accel != AccelTCG {
-		args = append(args, "-accel", "kvm")
-	}
-	if c.Accel != AccelKVM {
-		args = append(args, "-accel", "tcg,thread=multi")
+	accel := "kvm"
+	if c.Accel == AccelTCG {
+		accel = "tcg,thread=multi"
 	}
 	args = append(args,
-		"-cpu", "max", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprintf("%dM", c.MemoryMiB),
+		"-accel", accel, "-cpu", "max", "-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprintf("%dM", c.MemoryMiB),
 		"-kernel", c.Kernel,
 	)
 	if c.Initrd != "" {

@@ -25,6 +25,7 @@ func fullConfig() Config {
 			{Name: "spillway.0", SocketPath: "/run/spillway/vm0.sock"},
 			{Name: "spillway.ctl", SocketPath: "/run/vm0/ctl.sock", Listen: true},
 		},
+		Accel:     AccelKVM,
 		ExtraArgs: []string{"-incoming", "defer"},
 	}
 }

@@ -9,6 +9,6 @@
 // without depmod, [Initramfs] packs them with the init binary, [Start] runs QEMU, [QMP] talks to it.
 //
 // It needs qemu-system-x86_64 7.2 or later and, for a VM with network interfaces, /dev/net/tun and CAP_NET_ADMIN in the
-// network namespace of each tap (CAP_SYS_ADMIN as well when that is not the caller's own). KVM is used where /dev/kvm
-// exists; TCG emulates where it does not.
+// network namespace of each tap (CAP_SYS_ADMIN as well when that is not the caller's own). KVM is used where the
+// CPU can virtualize and /dev/kvm can be opened; TCG emulates elsewhere.
 package qemu

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spillway/internal/feature"
 )
 
 // VM is a running QEMU process. All methods may be called concurrently.
@@ -43,6 +45,9 @@ func Start(ctx context.Context, cfg Config) (*VM, error) {
 	if vm.version, err = ProgramVersion(ctx, cfg.Binary); err != nil {
 		return nil, vm.failed(op, err)
 	}
+	if vm.cfg.Accel == AccelAuto {
+		vm.cfg.Accel = bestAccel()
+	}
 	vm.removeSockets() // of a QEMU that was killed: waitQMP must not meet them
 	if err := vm.exec(); err != nil {
 		return nil, vm.failed(op, err)
@@ -54,6 +59,15 @@ func Start(ctx context.Context, cfg Config) (*VM, error) {
 		return nil, cause
 	}
 	return vm, nil
+}
+
+// bestAccel is what AccelAuto means on this machine. QEMU's own fallback, which takes TCG when /dev/kvm cannot be opened, would be content
+// with a KVM that boots no kernel.
+func bestAccel() Accel {
+	if f, ok := feature.Lookup("kvm"); ok && f.Probe().Outcome == feature.Supported {
+		return AccelKVM
+	}
+	return AccelTCG
 }
 
 // exec starts the process and the goroutine that waits for its end.
