@@ -38,7 +38,7 @@ func needs(role Role) map[string]need {
 		"cap-sys-admin":    {Warn, "the lab cannot make namespaces", "run spillway lab as root"},
 		"ip-transparent":   {Fail, "the host cannot own a guest's address", ""},
 		"ipv6-transparent": {Warn, "IPv6 connections stay with the guest", ""},
-		"nft-socket":       {Fail, "the redirect cannot be installed", "run `modprobe nft_socket`; a kernel without it needs CONFIG_NFT_SOCKET and CONFIG_NF_TABLES_INET"},
+		"nft-socket":       {Fail, "the redirect cannot be installed", "run `modprobe -a nft_socket nft_tproxy`; a kernel without them needs CONFIG_NFT_SOCKET, CONFIG_NFT_TPROXY and CONFIG_NF_TABLES_INET"},
 		"policy-routing":   {Fail, "the redirect cannot be installed", ""},
 		"openat2":          {Fail, "a share cannot be confined", ""},
 		"sendfile":         {Fail, "files cannot be sent", ""},

@@ -47,7 +47,7 @@ func TestSick(t *testing.T) {
 		{Guest, "feature-tcp-repair", func(f *fake) { f.outcome("tcp-repair", feature.Unknown, fs.ErrPermission) }, Warn, "as root"},
 		{Guest, "feature-tcp-repair", func(f *fake) { f.outcome("tcp-repair", feature.Unknown, errFake) }, Warn, "uname -a"},
 		{Host, "feature-openat2", absent("openat2"), Fail, "run a kernel that has it: Linux 5.6"},
-		{Host, "feature-nft-socket", absent("nft-socket"), Fail, "modprobe nft_socket"},
+		{Host, "feature-nft-socket", absent("nft-socket"), Fail, "modprobe -a nft_socket"},
 		{Host, "feature-ipv6-transparent", absent("ipv6-transparent"), Warn, "stay with the guest"},
 		{Host, "feature-kvm", absent("kvm"), Warn, "TCG"},
 		{Host, "feature-mptcp", absent("mptcp"), OK, "nothing to do"},

@@ -50,12 +50,14 @@ func probeNftSocket() error {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 			&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}},
+			&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, 1)},
+			&expr.TProxy{TableFamily: unix.NFPROTO_INET, RegPort: 1},
 			&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, 1)},
 			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
 		}})
 		if err := c.Flush(); err != nil {
 			// An unknown expression is ENOENT (nf_tables_expr_parse).
-			return absentIf(fmt.Errorf("nftables socket expression: %w", err), unix.ENOENT, unix.EOPNOTSUPP)
+			return absentIf(fmt.Errorf("nftables expressions socket and tproxy: %w", err), unix.ENOENT, unix.EOPNOTSUPP)
 		}
 		return nil
 	})

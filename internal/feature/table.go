@@ -38,7 +38,7 @@ func All() []Feature {
 		},
 		{
 			Name: "nft-socket", Why: "the static redirect finds leased connections by their socket",
-			MinKernel: Kernel{4, 18, 0}, Brings: "CONFIG_NF_TABLES_INET and CONFIG_NFT_SOCKET", probe: probeNftSocket,
+			MinKernel: Kernel{4, 19, 0}, Brings: "CONFIG_NF_TABLES_INET, CONFIG_NFT_SOCKET and CONFIG_NFT_TPROXY", probe: probeNftSocket,
 		},
 		{
 			Name: "policy-routing", Why: "deliver packets of leased connections to the host itself",

@@ -43,7 +43,7 @@
 //
 // # Needs
 //
-// CAP_NET_ADMIN; Linux 4.18 (CONFIG_NFT_SOCKET, CONFIG_NF_TABLES_INET, CONFIG_IP_MULTIPLE_TABLES,
+// CAP_NET_ADMIN; Linux 4.19 (CONFIG_NFT_SOCKET, CONFIG_NFT_TPROXY, CONFIG_NF_TABLES_INET, CONFIG_IP_MULTIPLE_TABLES,
 // CONFIG_IPV6_MULTIPLE_TABLES). Every function acts in the network namespace of the calling thread; an installed
 // [Redirect] stays bound to it.
 package redirect

@@ -83,9 +83,29 @@ func listenTransparent(t *testing.T, address string) net.Listener {
 		return sockErr
 	}}
 	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(context.Background(), "tcp", address)
+	network := "tcp4"
+	if strings.HasPrefix(address, "[") {
+		network = "tcp6"
+	}
+	l, err := lc.Listen(context.Background(), network, address)
 	check(t, err)
 	return l
+}
+
+// greetLeased lets the host accept connections for the guest's address, so that it has a socket for each as for a leased one. The rule
+// finds one listener by the packet's port, and gives the first packet to the one at its own, on the incoming link's address.
+func greetLeased(t *testing.T, address string) (listeners []net.Listener) {
+	t.Helper()
+	anyHost := "0.0.0.0"
+	if strings.HasPrefix(address, "[") {
+		anyHost = "::"
+	}
+	for _, a := range []string{address, net.JoinHostPort(anyHost, fmt.Sprint(tproxyPort))} {
+		l := listenTransparent(t, a)
+		greet(t, l, "host")
+		listeners = append(listeners, l)
+	}
+	return listeners
 }
 
 // ask connects and returns the line that it is greeted with.
@@ -116,7 +136,7 @@ func TestFlows(t *testing.T) {
 				greet(t, l, "guest")
 			}
 		})
-		r.host.do(t, func() { greet(t, listenTransparent(t, leased), "host") })
+		r.host.do(t, func() { greetLeased(t, leased) })
 	}
 	expect := func(when, onLeased string) {
 		t.Helper()
@@ -148,11 +168,10 @@ func TestTimeWait(t *testing.T) {
 	r := newRouter(t)
 	address := net.JoinHostPort(r.guestIPs[0], fmt.Sprint(r.leasedPort))
 	var rd *Redirect
-	var l net.Listener
+	var listeners []net.Listener
 	r.host.do(t, func() {
 		rd = install(t, Config{})
-		l = listenTransparent(t, address)
-		greet(t, l, "host")
+		listeners = greetLeased(t, address)
 	})
 	var client netip.AddrPort
 	r.client.do(t, func() {
@@ -161,7 +180,9 @@ func TestTimeWait(t *testing.T) {
 			t.Fatalf("greeted by %q, want the host", line)
 		}
 	})
-	check(t, l.Close()) // only the mini socket is left
+	for _, l := range listeners {
+		check(t, l.Close()) // only the mini socket is left
+	}
 	r.host.do(t, func() { waitTimeWait(t) })
 	late := ackSegment(client, netip.MustParseAddrPort(address))
 

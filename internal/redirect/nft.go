@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tproxyPort is where the rule looks for a listener when the connection's socket has just gone: nobody listens there, and the packet goes on.
+const tproxyPort = 1
+
 const (
 	chainName   = "prerouting"
 	ruleComment = "spillway: deliver packets of leased connections"
@@ -32,7 +35,10 @@ func nftChain(table *nftables.Table) *nftables.Chain {
 	}
 }
 
-// ruleExprs is `meta l4proto tcp socket transparent 1 meta mark set MARK accept`.
+// ruleExprs is `meta l4proto tcp socket transparent 1 tproxy to :1 meta mark set MARK accept`.
+//
+// tproxy gives the packet the socket for good; the port matters only for listeners, of which we have none. With the mark alone, a packet that was marked just before its socket was closed would be delivered
+// to this machine, which knows no such connection any more and would answer with a RST.
 //
 // It must not match by the socket's mark (`socket mark`): a TIME_WAIT socket is a mini socket that has none
 // (nft_socket_eval, net/netfilter/nft_socket.c), so packets for it would be forwarded to the guest, whose kernel does not
@@ -43,6 +49,8 @@ func ruleExprs(mark uint32) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
 		&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}},
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, tproxyPort)},
+		&expr.TProxy{TableFamily: unix.NFPROTO_INET, RegPort: 1},
 		&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, mark)},
 		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
 		&expr.Verdict{Kind: expr.VerdictAccept},
@@ -128,18 +136,27 @@ func (f *foundTable) inspectChain(c *nftables.Conn, cfg Config, ch *nftables.Cha
 		}
 	}
 	want := nftChain(ch.Table)
-	// The library does not decode the socket expression when it reads a rule, so a change there is not seen. Install does
-	// not depend on it: it replaces the table always.
-	exprs := slices.DeleteFunc(ruleExprs(cfg.Mark), func(e expr.Any) bool { _, is := e.(*expr.Socket); return is })
-	f.current = len(rules) == 1 && reflect.DeepEqual(rules[0].Exprs, exprs) &&
+	f.current = len(rules) == 1 && reflect.DeepEqual(legible(rules[0].Exprs), legible(ruleExprs(cfg.Mark))) &&
 		ch.Hooknum != nil && *ch.Hooknum == *want.Hooknum && ch.Priority != nil && *ch.Priority == *want.Priority
 	return nil
+}
+
+// legible leaves out the expressions that the library does not decode, or not wholly, when it reads a rule: a change there is not
+// seen. Install does not depend on it: it replaces the table always.
+func legible(exprs []expr.Any) []expr.Any {
+	return slices.DeleteFunc(slices.Clone(exprs), func(e expr.Any) bool {
+		switch e.(type) {
+		case *expr.Socket, *expr.TProxy:
+			return true
+		}
+		return false
+	})
 }
 
 // markOf returns the mark that a rule of ours sets.
 func markOf(exprs []expr.Any) (uint32, bool) {
 	for _, e := range exprs {
-		if imm, ok := e.(*expr.Immediate); ok && len(imm.Data) == 4 {
+		if imm, ok := e.(*expr.Immediate); ok && len(imm.Data) == 4 { // a port has two bytes
 			return binary.NativeEndian.Uint32(imm.Data), true
 		}
 	}

@@ -95,11 +95,12 @@ func TestRuleReadBack(t *testing.T) {
 			t.Fatalf("%d rules, want 1", len(rules))
 		}
 		// Numbers and bytes of the kernel, not ruleExprs: a wrong register, length or byte order there must show here. The
-		// socket expression is missing, since the library does not decode it: the raw dump below has it.
+		// expressions socket and tproxy are missing, since the library does not decode them: the raw dump below has it.
 		want := []expr.Any{
 			&expr.Meta{Key: unix.NFT_META_L4PROTO, Register: 1},
 			&expr.Cmp{Op: unix.NFT_CMP_EQ, Register: 1, Data: []byte{6}},
 			&expr.Cmp{Op: unix.NFT_CMP_EQ, Register: 1, Data: []byte{1}},
+			&expr.Immediate{Register: 1, Data: []byte{0, 1}},
 			&expr.Immediate{Register: 1, Data: []byte{0xd4, 0xc3, 0xb2, 0xa1}}, // amd64, arm64: little-endian
 			&expr.Meta{Key: unix.NFT_META_MARK, SourceRegister: true, Register: 1},
 			&expr.Verdict{Kind: expr.VerdictAccept},
@@ -108,7 +109,7 @@ func TestRuleReadBack(t *testing.T) {
 			t.Errorf("expressions read back (-want +got):\n%s", diff)
 		}
 		names, socket := rawExprs(t)
-		if diff := cmp.Diff([]string{"meta", "cmp", "socket", "cmp", "immediate", "meta", "immediate"}, names); diff != "" {
+		if diff := cmp.Diff([]string{"meta", "cmp", "socket", "cmp", "immediate", "tproxy", "immediate", "meta", "immediate"}, names); diff != "" {
 			t.Errorf("expressions in the kernel (-want +got):\n%s", diff)
 		}
 		wantSocket := []byte{
@@ -177,7 +178,7 @@ func TestRuleInNftWords(t *testing.T) {
 		const want = `table inet spillway {
 	chain prerouting {
 		type filter hook prerouting priority mangle; policy accept;
-		meta l4proto tcp socket transparent 1 meta mark set 0x00000053 accept comment "spillway: deliver packets of leased connections"
+		meta l4proto tcp socket transparent 1 tproxy to :1 meta mark set 0x00000053 accept comment "spillway: deliver packets of leased connections"
 	}
 }
 `
