@@ -62,6 +62,7 @@ func TestDaemonKilledInTransfer(t *testing.T) {
 			idle.get("64k.m4s", files.files["64k.m4s"])
 			cut = append(cut, streaming, idle)
 		}
+		eventually(t, "the idle connection of mode offload is back", func() bool { return serverStats(t, l, lab.Offload).Counts.Handbacks == uint64(round+1) })
 		stopHost(t, l, syscall.SIGKILL)
 		for i, arm := range offloading {
 			cut[2*i].takeCut(want[readSome:])

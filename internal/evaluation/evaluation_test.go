@@ -81,7 +81,7 @@ func TestSetCases(t *testing.T) {
 func TestOffloaded(t *testing.T) {
 	for _, c := range []struct {
 		arm              lab.Arm
-		sends, handbacks uint64
+		sends, handovers uint64
 		want             string // in the error
 	}{
 		{lab.Lease, 100, 0, ""}, {lab.Lease, 95, 0, ""}, {lab.Lease, 94, 0, "small:7"}, {lab.VM, 0, 0, ""}, {lab.Baremetal, 0, 0, ""},
@@ -89,7 +89,7 @@ func TestOffloaded(t *testing.T) {
 	} {
 		row := bench.Row{}
 		row.N = 100
-		counts := guest.Counts{Sends: c.sends, Handbacks: c.handbacks}
+		counts := guest.Counts{Sends: c.sends, Handovers: c.handovers}
 		err := offloaded(c.arm, row, guest.Snapshot{Counts: counts, Fallbacks: map[string]uint64{"small": 7}})
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)

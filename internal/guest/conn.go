@@ -51,22 +51,21 @@ type Conn struct {
 	inEnd        bool // END: the client sends no more
 	credit       int  // DATA bytes that may be sent
 	dataSent     uint64
-	outEnd       bool           // END sent, or the socket's writing side shut down
-	sending      bool           // a SEND is under way
-	results      chan result    // what became of it
-	closed       bool           // the server called Close
-	taken        *wire.Handback // a handback that waits for RELEASED and whose tail is to be sent
-	takenAt      time.Time
-	failed       error // why the connection is over for the server
+	outEnd       bool        // END sent, or the socket's writing side shut down
+	sending      bool        // a SEND is under way
+	results      chan result // what became of it
+	closed       bool        // the server called Close
+	takenAt      time.Time   // the answer to HANDBACK
+	kept         bool        // a handback of this lease was declined: what it took says nothing
+	failed       error       // why the connection is over for the server
 }
 
 // result is news for the writer that waits for a SEND.
 type result struct {
-	kind     wire.Type      // TypeRefused, TypeSent, TypeReleased; 0: the connection is over
-	reason   wire.Reason    // of TypeRefused and TypeSent
-	bytes    int64          // of TypeSent
-	started  bool           // of TypeSent
-	handback *wire.Handback // of TypeReleased
+	kind    wire.Type   // TypeRefused, TypeSent; 0: the connection is over
+	reason  wire.Reason // of TypeRefused and TypeSent
+	bytes   int64       // of TypeSent
+	started bool        // of TypeSent
 }
 
 func newConn(agent *Agent, tcp *net.TCPConn) (*Conn, error) {

@@ -28,13 +28,8 @@ var phases = []struct {
 	{"idle", lease.Leased, func(h *handing) { h.say(h.id, 0, wire.Granted{}); h.sent() }},
 	{"returning", lease.Returning, func(h *handing) {
 		h.say(h.id, 0, wire.Granted{})
-		h.say(h.id, 0, wire.Handback{State: h.state.State, Sent: bodySize, Tail: []byte("tail")})
-		hear[wire.Taken](h.script)
-	}},
-	{"returning idle", lease.Returning, func(h *handing) {
-		h.say(h.id, 0, wire.Granted{})
 		h.sent()
-		h.say(h.id, 0, wire.Handback{State: h.state.State, Sent: -1})
+		h.say(h.id, 0, wire.Handback{State: h.state.State})
 		hear[wire.Taken](h.script)
 	}},
 }
@@ -172,7 +167,7 @@ func TestClose(t *testing.T) {
 			}
 			h.over(wire.ReasonClosed)
 		case lease.Returning:
-			h.say(h.id, 0, wire.Released{})
+			h.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
 			got, err := io.ReadAll(h.client)
 			if want := map[bool]string{true: "tail", false: ""}[sends]; string(got) != want || err != nil {
 				t.Errorf("the client reads %q, %v, want %q and the end", got, err, want)
@@ -276,16 +271,16 @@ func TestAbortRead(t *testing.T) {
 		case 1:
 			s.say(h.id, 0, wire.Granted{})
 			h.sent()
-			s.say(h.id, 0, wire.Handback{State: h.state.State, Sent: -1})
+			s.say(h.id, 0, wire.Handback{State: h.state.State})
 			hear[wire.Taken](s)
-			s.say(h.id, 0, wire.Released{})
+			s.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
 		case 2:
 			s.say(h.id, 0, wire.Granted{})
 			h.sent()
 			time.Sleep(time.Millisecond)
-			s.say(h.id, 0, wire.Handback{State: h.state.State, Sent: -1})
+			s.say(h.id, 0, wire.Handback{State: h.state.State})
 			hear[wire.Taken](s)
-			s.say(h.id, 0, wire.Released{})
+			s.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
 		}
 		r.eventually("it is local", func() bool { return h.server.phase() == lease.Local })
 	}

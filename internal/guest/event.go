@@ -99,15 +99,24 @@ func (c *Conn) data(payload []byte) error {
 	if err != nil {
 		return err
 	}
-	if c.in.len()+len(m.Data) > int(c.session.Hello.Window)+maxUnread {
+	if c.end.Phase() == lease.Returning {
+		return c.late(m.Data)
+	}
+	return c.said(m.Data)
+}
+
+// said takes what the client has said while the host had the connection.
+func (c *Conn) said(p []byte) error {
+	switch {
+	case len(p) == 0:
+	case c.in.len()+len(p) > int(c.session.Hello.Window)+maxUnread:
 		return fmt.Errorf("%w: more DATA than the window allows", wire.ErrFormat)
+	case c.closed: // nobody will read it: keep the window open
+		c.giveCredit(len(p))
+	default:
+		c.in.add(p)
+		c.wake()
 	}
-	if c.closed { // nobody will read it: keep the window open
-		c.giveCredit(len(m.Data))
-		return nil
-	}
-	c.in.add(m.Data)
-	c.wake()
 	return nil
 }
 
@@ -166,13 +175,12 @@ func (c *Conn) handback(payload []byte) error {
 	if c.end.Phase() != lease.Leased {
 		return lease.ErrPhase
 	}
-	m.Tail = append([]byte(nil), m.Tail...)
+	if err := c.said(m.Said); err != nil {
+		return err
+	}
 	began := time.Now()
-	settled := m.Data == c.dataSent && (m.Sent >= 0) == c.sending && !c.outEnd && !c.closed && c.failed == nil
+	settled := m.Data == c.dataSent && !c.sending && !c.outEnd && !c.closed && c.failed == nil
 	err = c.end.Handback(&m.State, settled, func(answer wire.Message) error {
-		if answer.Type() == wire.TypeTaken {
-			c.sendTail(&m, withheldSize)
-		}
 		c.say(answer, 0)
 		return nil
 	})
@@ -180,15 +188,30 @@ func (c *Conn) handback(payload []byte) error {
 		c.agent.log.Warn("could not take a connection back; it stays on the host", "client", c.remote, "error", err)
 	}
 	if c.end.Phase() != lease.Returning {
+		c.kept = true
 		c.agent.stats.count(func(s *Counts) { s.Kept++ })
 		return nil
 	}
-	c.taken, c.takenAt = nil, time.Now()
+	c.takenAt = time.Now()
 	c.agent.stats.step(StepRestore, c.takenAt.Sub(began))
-	if m.Sent >= 0 {
-		c.taken = &m
-	}
 	return nil
+}
+
+// late takes what the client said while the connection changed hands: the host's kernel has acknowledged it, ours must know.
+func (c *Conn) late(p []byte) error {
+	if err := c.end.Late(p); err != nil {
+		c.breakDown("what the client said is lost", err)
+		return nil
+	}
+	c.in.add(p)
+	return nil
+}
+
+// breakDown ends a connection that could not be taken back after all.
+func (c *Conn) breakDown(text string, err error) {
+	c.agent.log.Warn("handback: "+text+"; resetting the connection", "client", c.remote, "error", err)
+	c.agent.delist(c.id, c)
+	c.over(err)
 }
 
 func (c *Conn) released(payload []byte) error {
@@ -196,47 +219,22 @@ func (c *Conn) released(payload []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := c.end.Released(); err != nil {
+	if err := c.end.Released(m.Window); errors.Is(err, lease.ErrPhase) {
 		return err
+	} else if err != nil {
+		c.breakDown("the client's window cannot be set", err)
+		return nil
 	}
 	now := time.Now()
 	c.agent.stats.step(StepRelease, now.Sub(c.takenAt))
 	c.agent.stats.count(func(s *Counts) { s.Handbacks++ })
-	if c.taken != nil {
-		c.sendTail(c.taken, 0)
-		c.agent.stats.step(StepTail, time.Since(now))
-		c.agent.stats.step(StepBusy, time.Duration(m.Busy))
-		c.agent.stats.step(StepRound, time.Since(c.began)-time.Duration(m.Busy))
+	if c.agent.policy.Mode == Offload && !c.kept {
+		c.agent.stats.step(StepLeased, time.Duration(m.Leased))
+		c.agent.stats.step(StepRound, now.Sub(c.began)-time.Duration(m.Leased))
 	}
 	c.agent.delist(c.id, c)
-	taken := c.taken
-	c.taken = nil
 	c.becomeLocal()
-	if taken == nil {
-		return nil // it was idle: nobody waits
-	}
-	return c.tell(result{kind: wire.TypeReleased, handback: taken})
-}
-
-// withheldSize bytes at the end of a tail are sent after RELEASED: as long as the client lacks one, it sends no request into the host's frozen socket.
-const withheldSize = 1
-
-// sendTail sends what came with a handback, but for the last keep bytes, as far as the kernel takes it at once; the writer, who wakes up later, sends
-// the rest. c.mu is held.
-//
-// All but the withheld byte is sent before TAKEN, though the client has it, most likely: with it our socket's sequence number is where the client
-// expects it, so that a FIN or RST of ours counts, should this process die now.
-func (c *Conn) sendTail(m *wire.Handback, keep int) {
-	p := m.Tail[:max(len(m.Tail)-keep, 0)]
-	if len(p) == 0 {
-		return
-	}
-	_ = c.raw.Control(func(fd uintptr) { // the writer meets an error again
-		n, _ := retryEINTR(func() (int, error) {
-			return unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		})
-		m.Tail = m.Tail[n:]
-	})
+	return nil
 }
 
 // lost is the end of the session.

@@ -88,7 +88,7 @@ func TestAdmin(t *testing.T) {
 	r := newRig(t, Policy{Mode: Lease})
 	r.agent.Stats().count(func(c *Counts) { c.Sends = 7 })
 	r.agent.Stats().fallback(wire.ReasonSmall)
-	r.agent.Stats().step(StepTail, 150*time.Microsecond)
+	r.agent.Stats().step(StepFreeze, 150*time.Microsecond)
 	h := r.agent.AdminHandler()
 	ask := func(method, path string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
@@ -100,9 +100,9 @@ func TestAdmin(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Header().Get("Content-Type") != "application/json" {
 		t.Fatal(err, w.Header())
 	}
-	tail := got.Steps[StepTail]
-	if got.Mode != "lease" || got.Host != "away" || got.Counts.Sends != 7 || got.Fallbacks["small"] != 1 || tail.N != 1 ||
-		tail.Median < 149 || tail.Median > 151 {
+	freeze := got.Steps[StepFreeze]
+	if got.Mode != "lease" || got.Host != "away" || got.Counts.Sends != 7 || got.Fallbacks["small"] != 1 || freeze.N != 1 ||
+		freeze.Median < 149 || freeze.Median > 151 {
 		t.Errorf("snapshot is %+v", got)
 	}
 	if w := ask(http.MethodPost, "/stats/reset"); w.Code != http.StatusNoContent {

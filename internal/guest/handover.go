@@ -69,6 +69,9 @@ func (c *Conn) handover(send wire.Send) error {
 	if reason := c.agent.policy.refusal(send.Count); reason != wire.ReasonOK {
 		return reason
 	}
+	if c.inEnd {
+		return wire.ReasonNotEstablished // our kernel may not know of the FIN: the host's has acknowledged it
+	}
 	if c.remote.Addr() == c.local.Addr() || c.remote.Addr().IsLoopback() {
 		return wire.ReasonAddress // the host never sees the packets of a client on this machine
 	}
@@ -85,7 +88,7 @@ func (c *Conn) handover(send wire.Send) error {
 			return fmt.Errorf("%w: %w", wire.ReasonInvalid, err)
 		}
 		c.agent.stats.step(StepFreeze, time.Since(c.began))
-		c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd = s, id, int(s.Hello.Window), 0, 0, false
+		c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd, c.kept = s, id, int(s.Hello.Window), 0, 0, false, false
 		c.early = c.in.len()
 		c.sending = true // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
 		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
@@ -168,8 +171,6 @@ func (c *Conn) awaitSent(send wire.Send) (int64, error) {
 	case wire.TypeRefused:
 		c.refuse(r.reason)
 		return 0, nil
-	case wire.TypeReleased:
-		return c.finishReturn(r.handback)
 	case wire.TypeSent:
 		return c.finishSent(send, r)
 	}
@@ -233,16 +234,4 @@ func (c *Conn) finishSent(send wire.Send, r result) (int64, error) {
 	c.takeHead()
 	c.agent.stats.count(func(s *Counts) { s.Sends++; s.SentBytes += uint64(r.bytes) })
 	return r.bytes, nil
-}
-
-// finishReturn ends a SEND after which the connection is local again: what is left of the withheld bytes is sent first.
-func (c *Conn) finishReturn(m *wire.Handback) (int64, error) {
-	c.takeHead()
-	if len(m.Tail) > 0 {
-		if _, err := c.tcp.Write(m.Tail); err != nil {
-			return max(m.Sent-int64(len(m.Tail)), 0), err
-		}
-	}
-	c.agent.stats.count(func(s *Counts) { s.Sends++; s.SentBytes += uint64(m.Sent) })
-	return m.Sent, nil
 }

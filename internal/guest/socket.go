@@ -13,8 +13,9 @@ import (
 type socket struct {
 	raw     syscall.RawConn
 	freezer *tcprepair.Freezer
-	frozen  *tcpstate.State // as Extract found it, for Confirm
-	options *tcpstate.State // NoDelay, KeepAlive and Congestion, read before the first handover: servers do not change them later
+	window  tcpstate.PeerWindow // as Restore got it
+	frozen  *tcpstate.State     // as Extract found it, for Confirm
+	options *tcpstate.State     // NoDelay, KeepAlive and Congestion, read before the first handover: servers do not change them later
 }
 
 // control runs f with the file descriptor.
@@ -69,7 +70,19 @@ func (s *socket) Park() error {
 }
 
 func (s *socket) Restore(st *tcpstate.State) error {
+	s.window = st.Window.Peer()
 	return s.control(func(fd int) error { return tcprepair.RestoreInPlace(fd, st, s.keepAlive()) })
+}
+
+func (s *socket) TakeIn(p []byte) error {
+	return s.control(func(fd int) error { return tcprepair.TakeIn(fd, p) })
+}
+
+func (s *socket) Update(now tcpstate.PeerWindow) error {
+	if now == s.window { // as mostly: the client has said nothing
+		return nil
+	}
+	return s.control(func(fd int) error { return tcprepair.UpdateWindow(fd, s.window, now) })
 }
 
 // Probe makes the client say where it is, after our socket is closed.
@@ -103,7 +116,7 @@ func withReason(err error) error {
 		reason = wire.ReasonUnreadInput
 	case errors.Is(err, tcprepair.ErrUnacked):
 		reason = wire.ReasonUnacked
-	case errors.Is(err, tcprepair.ErrWindowShrunk):
+	case errors.Is(err, tcprepair.ErrWindowShrunk), errors.Is(err, tcprepair.ErrPeerWindow):
 		reason = wire.ReasonWindow
 	}
 	return &refused{reason, err}

@@ -18,10 +18,9 @@ const (
 	StepFreeze   Step = "freeze_extract" // guest: freeze, read what is queued, extract
 	StepRestore  Step = "park_restore"   // guest: park and restore in place
 	StepRelease  Step = "release"        // channel, the host closes its socket, channel
-	StepTail     Step = "tail"           // guest: write the withheld bytes
 	StepHandover Step = "handover"       // freeze to grant: the above, channel, restore on the host, channel
-	StepRound    Step = "round_trip"     // freeze to tail, without the host's sending and draining
-	StepBusy     Step = "send_drain"     // what the host spent on sending and draining
+	StepRound    Step = "round_trip"     // freeze to release, without StepLeased
+	StepLeased   Step = "leased"         // what the host had the connection for: sending, and waiting for the client
 )
 
 // Stats counts what became of the responses. Its methods are safe for concurrent use.

@@ -40,7 +40,7 @@ func (c *Conn) wantsHead(missing int64) bool {
 	switch c.end.Phase() {
 	case lease.Leased:
 		return true
-	case lease.Local:
+	case lease.Local, lease.Returning: // the body waits for RELEASED, and then it is local
 		return c.agent.policy.refusal(missing) == wire.ReasonOK
 	}
 	return false

@@ -145,11 +145,11 @@ func TestPausingClient(t *testing.T) {
 	g.send(1, wire.FlagReturn, r.whole("more", ""))
 	time.Sleep(5 * time.Second) // this is what is tested
 	wait := c.clientReading(content)
+	expect[wire.Sent](g, 1)
 	expect[wire.Handback](g, 1)
 	g.send(1, 0, wire.Keep{Reason: wire.ReasonKernel})
 	wait()
 	g.send(1, 0, wire.Close{})
-	expect[wire.Sent](g, 1)
 	expect[wire.Closed](g, 1)
 	c.clientEnds()
 	c.release()

@@ -85,6 +85,12 @@ func (c *connection) takeBack(m wire.Handback) {
 	})
 }
 
+// unread returns how many bytes of the client's wait in the host's socket.
+func (r *rig) unread() (n int) {
+	r.daemon.vms[0].eachLease(func(l *leaseConn) { n, _ = l.socket.unread() })
+	return n
+}
+
 // thaw undoes freeze.
 func (c *connection) thaw() {
 	c.tb.Helper()
@@ -118,8 +124,7 @@ func (c *connection) clientReads(want []byte) {
 	}
 }
 
-// clientReading is clientReads in the background; the returned function waits for it. It lets a test be independent of how much of the end
-// of a response is withheld.
+// clientReading is clientReads in the background; the returned function waits for it.
 func (c *connection) clientReading(want []byte) (wait func()) {
 	done := make(chan error, 1)
 	go func() {

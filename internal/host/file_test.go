@@ -59,30 +59,6 @@ func TestMaxOpenFiles(t *testing.T) {
 	}
 }
 
-// TestChangedBeforeHandback: what is withheld of a file that was changed is neither handed back nor sent: the body stays short.
-func TestChangedBeforeHandback(t *testing.T) {
-	r := newRig(t, drainTimeout(time.Hour))
-	r.write("part", r.big[:48<<10])
-	g := r.guest(0)
-	c := r.connect()
-	if err := c.client.SetReadBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
-	g.send(1, 0, c.freeze())
-	expect[wire.Granted](g, 1)
-	g.send(1, wire.FlagReturn, r.whole("part", ""))
-	r.eventually("the body is queued", func() bool { return r.status().SentBytes == 48<<10-withheldSize })
-	r.touch("part")
-	c.clientReads(r.big[:48<<10-withheldSize])
-	if m, flags := expect[wire.Sent](g, 1); m.Reason != wire.ReasonChanged || m.Bytes != 48<<10-withheldSize || flags != wire.FlagStarted {
-		t.Errorf("SENT %+v, flags %v", m, flags)
-	}
-	g.send(1, 0, wire.Data{Data: []byte("not the rest of the file")}, wire.Close{})
-	expect[wire.Closed](g, 1)
-	c.clientEnds()
-	c.release()
-}
-
 // TestChangedWhileQueued: a body whose file was changed while it was being queued is not completed, as far as it can be helped. No file can
 // be changed from outside between the last sendfile and the check, so the step is called by itself.
 func TestChangedWhileQueued(t *testing.T) {

@@ -47,7 +47,7 @@ func (l *leaseConn) conclude(reason wire.Reason) (wire.Reason, bool) {
 	unread, err := l.socket.unread()
 	untilEOF := reason == wire.ReasonSession || err == nil && unread > 0
 	l.mu.Lock()
-	l.discard = true
+	l.discard, l.ear = true, relays
 	began := l.over
 	l.mu.Unlock()
 	l.room.Signal()
@@ -106,7 +106,10 @@ func (l *leaseConn) awaitEOF(until time.Time) {
 func (l *leaseConn) close() {
 	l.mu.Lock()
 	l.live = false
-	l.discard = true
+	l.discard, l.ear = true, relays
+	if l.pause != nil {
+		l.pause.Stop()
+	}
 	l.mu.Unlock()
 	l.room.Signal()
 	_ = l.socket.Close() // TCP has nothing to report here

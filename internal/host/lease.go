@@ -45,21 +45,21 @@ type leaseConn struct {
 
 	// Only the sender uses these.
 	end      lease.Host
-	broken   wire.Reason // a SEND failed half-way: nothing more may be sent, as it would be taken for the rest of the body
-	eaten    int         // DATA bytes that no CREDIT has been sent for
-	busy     time.Duration
+	broken   wire.Reason   // a SEND failed half-way: nothing more may be sent, as it would be taken for the rest of the body
+	eaten    int           // DATA bytes that no CREDIT has been sent for
+	since    time.Time     // GRANTED, or the last KEEP
+	leased   time.Duration // from since to HANDBACK
 	listens  bool          // the receiver was started
 	received chan struct{} // closed when the receiver is gone
 
 	receiving sync.Mutex   // held by whoever reads from the client's socket, until what was read is in the channel
-	held      bool         // guarded by receiving: the socket is frozen or in repair mode, where a read fails
 	written   atomic.Int64 // bytes that the kernel has taken for the client
 
 	progress progress // the sweeper's
 
 	mu   sync.Mutex
 	work sync.Cond // for the sender: the inbox, or one of the fields below, has changed
-	room sync.Cond // for the receiver: credit, or discard, has changed
+	room sync.Cond // for the receiver: credit, ear or discard has changed
 
 	inbox    []item
 	live     bool        // the socket exists
@@ -69,25 +69,18 @@ type leaseConn struct {
 	ended    bool        // END or CLOSE has come: no more DATA and SEND
 	closing  bool        // CLOSE has come
 	credit   int64       // DATA bytes that the guest takes from us
+	ear      ear         // what the receiver does
 	awaiting bool        // HANDBACK is sent, TAKEN or KEEP is due
-	since    time.Time   // when HANDBACK was sent
+	asked    time.Time   // when HANDBACK was sent
 	answer   wire.Type   // TAKEN or KEEP
 	recall   recallState // the connection is wanted back
+	pause    *time.Timer // ends recallSoon
 	orphan   bool        // the session has ended
 	over     wire.Reason // the lease must end now, without what is in the inbox
 	abort    bool        // and with RST
 	eof      bool        // the client has closed its direction
 	discard  bool        // what the client still says is of no interest
 }
-
-// recallState of a lease that is to be given back when it is idle.
-type recallState uint8
-
-const (
-	notRecalled recallState = iota
-	recalled                // to be tried when nothing is left to do
-	recallTried             // it did not come about: to be tried again after the next item
-)
 
 func newLeaseConn(h *handler, id uint32, st *tcpstate.State) *leaseConn {
 	l := &leaseConn{
@@ -247,14 +240,6 @@ func (l *leaseConn) sessionEnded() {
 	l.room.Signal()
 }
 
-// callBack asks for the connection to be given back as soon as it is idle.
-func (l *leaseConn) callBack() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.recall = recalled
-	l.work.Signal()
-}
-
 // next waits for the next thing to do.
 func (l *leaseConn) next() item {
 	l.mu.Lock()
@@ -274,6 +259,9 @@ func (l *leaseConn) next() item {
 			return it
 		case l.orphan:
 			return item{kind: wire.TypeClosed, end: wire.ReasonSession}
+		case l.recall == recallDue:
+			l.recall = notRecalled
+			return item{kind: wire.TypeHandback}
 		case l.recall == recalled:
 			l.recall = recallTried
 			return item{kind: wire.TypeHandback}

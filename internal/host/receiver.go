@@ -15,11 +15,7 @@ import (
 func (l *leaseConn) receive() {
 	defer close(l.received)
 	for {
-		limit, ok := l.awaitCredit()
-		if !ok {
-			return
-		}
-		n, err := l.relay(limit)
+		n, err := l.relay(l.awaitTurn())
 		if err != nil {
 			return // closed, or the deadline of linger
 		}
@@ -30,20 +26,24 @@ func (l *leaseConn) receive() {
 	l.watch()
 }
 
-// awaitCredit returns how many bytes may be read at once. It waits until there are any.
-func (l *leaseConn) awaitCredit() (limit int, ok bool) {
+// awaitTurn returns how many bytes may be read at once. It waits until there are any, and until there is something for the receiver to do.
+func (l *leaseConn) awaitTurn() (limit int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.credit == 0 && !l.discard && !l.orphan {
+	for l.ear == rests || l.credit == 0 && !l.discard && !l.orphan {
 		l.room.Wait()
 	}
 	if l.discard || l.orphan {
-		return wire.MaxData, true
+		return wire.MaxData
 	}
-	return int(min(l.credit, wire.MaxData)), true
+	return int(min(l.credit, wire.MaxData))
 }
 
-// relay waits for bytes of the client and passes on what one read gives. It returns 0 at the client's end of file.
+// notYet is what relay returns when it has read nothing, as the sender has something to do first.
+const notYet = -1
+
+// relay waits for bytes of the client and passes on what one read gives, or announces that there are some. It returns 0 at the client's end
+// of file.
 //
 // No buffer is held while it waits; read(2) writes into the frame itself.
 func (l *leaseConn) relay(limit int) (n int, err error) {
@@ -51,9 +51,17 @@ func (l *leaseConn) relay(limit int) (n int, err error) {
 	var readErr error
 	err = l.socket.raw.Read(func(fd uintptr) bool {
 		l.receiving.Lock()
-		if l.held { // whatever comes after the handback is for the guest, or comes again when the lease goes on
-			l.receiving.Unlock()
-			return false
+		l.mu.Lock()
+		ear := l.ear
+		l.mu.Unlock()
+		if ear != relays {
+			defer l.receiving.Unlock()
+			if ear == announces && !readable(int(fd)) {
+				return false
+			}
+			l.spoken()
+			n = notYet
+			return true
 		}
 		buf = l.vm.daemon.buffers.Get().(*buffer)
 		n, readErr = read(int(fd), buf[wire.HeaderSize:wire.HeaderSize+limit])
@@ -64,12 +72,19 @@ func (l *leaseConn) relay(limit int) (n int, err error) {
 		}
 		return true
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || n == notYet {
+		return n, err
 	}
 	defer l.receiving.Unlock()
 	defer l.vm.daemon.buffers.Put(buf)
 	return n, l.pass(buf, n, readErr)
+}
+
+// readable tells whether a read would return at once.
+func readable(fd int) bool {
+	var one [1]byte
+	_, _, err := unix.Recvfrom(fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err != unix.EAGAIN
 }
 
 // read is read(2).
@@ -84,6 +99,7 @@ func read(fd int, p []byte) (int, error) {
 // pass tells the guest what a read gave: n bytes behind the place for a frame's header in buf, the end of file, or an error.
 // l.receiving is held.
 func (l *leaseConn) pass(buf *buffer, n int, err error) error {
+	l.socket.read += uint32(n)
 	if n == 0 && err == nil && l.wasReset() {
 		err = unix.ECONNRESET
 	}
@@ -122,32 +138,32 @@ func (l *leaseConn) wasReset() bool {
 	return err == nil && state == tcprepair.Closed && !l.ended && !l.discard
 }
 
-// relayUnread passes on what the client had sent before the freeze. l.receiving is held, no more can arrive.
-func (l *leaseConn) relayUnread() error {
-	buf := l.vm.daemon.buffers.Get().(*buffer)
-	defer l.vm.daemon.buffers.Put(buf)
-	for {
-		l.mu.Lock()
-		limit := min(l.credit, wire.MaxData)
-		l.mu.Unlock()
-		if limit == 0 {
-			return nil // Extract refuses if there is more
-		}
-		var n int
-		err := l.socket.control(func(fd int) (err error) {
-			n, err = read(fd, buf[wire.HeaderSize:wire.HeaderSize+limit])
-			return err
-		})
-		switch {
-		case errors.Is(err, unix.EAGAIN):
-			return nil
-		case err == nil && n == 0:
-			return errUnsettled // the receiver will meet the end of file too
-		}
-		if err := l.pass(buf, n, err); err != nil {
-			return err
-		}
+// takeUnread reads what waits in the receive queue for a HANDBACK that brings it to the guest. It fails when that is too much: an upload is
+// not idle. l.receiving is held.
+func (l *leaseConn) takeUnread() ([]byte, error) {
+	n, err := l.socket.unread()
+	l.mu.Lock()
+	limit := min(l.credit, wire.MaxSaid)
+	l.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case int64(n) > limit:
+		return nil, errUnsettled
+	case n == 0:
+		return nil, nil
 	}
+	said := make([]byte, n)
+	err = l.socket.control(func(fd int) (err error) {
+		n, err = read(fd, said)
+		return err
+	})
+	l.mu.Lock()
+	l.credit -= int64(n)
+	l.mu.Unlock()
+	l.socket.read += uint32(n)
+	l.vm.counters.relayed.Add(uint64(n))
+	return said[:n], err
 }
 
 // watch waits, after the client's end of file, for the client's reset or for the socket's close: the guest may take long to answer a

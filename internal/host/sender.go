@@ -64,6 +64,7 @@ func (l *leaseConn) accept() bool {
 		l.mu.Lock()
 		l.live = true
 		l.mu.Unlock()
+		l.since = time.Now()
 		return send(l.handler, l.id, 0, wire.Granted{})
 	})
 	switch {
@@ -92,7 +93,7 @@ func (l *leaseConn) step(it item) wire.Reason {
 		}
 		return wire.ReasonOK
 	case wire.TypeHandback:
-		return l.returnIdle()
+		return l.giveBack()
 	case wire.TypeClose:
 		return wire.ReasonClosed
 	}
@@ -106,10 +107,7 @@ func (l *leaseConn) writeData(data []byte, more bool) wire.Reason {
 		flags = unix.MSG_MORE
 	}
 	if l.broken == wire.ReasonOK {
-		began := time.Now()
-		end := l.write(data, flags)
-		l.busy += time.Since(began)
-		if end != wire.ReasonOK {
+		if end := l.write(data, flags); end != wire.ReasonOK {
 			return end
 		}
 		l.vm.counters.relayed.Add(uint64(len(data)))

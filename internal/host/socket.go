@@ -35,9 +35,10 @@ type socket struct {
 	raw    syscall.RawConn
 
 	keepAlive tcpstate.KeepAlive // as the guest had it, for Thaw
-	extracted tcpstate.State     // for Confirm
-	spare     int                // how many unacknowledged bytes Extract may leave to the guest
-	unacked   int                // how many it has left
+	read      uint32             // sequence number of the next byte of the client's that nobody has read
+	snapshot  tcpstate.State     // as the guest got it
+	// clientWaits tells that the client has spoken just before the snapshot: until it has its answer, it will hardly say more.
+	clientWaits bool
 }
 
 // Restore implements lease.HostSocket. After an error there is no socket.
@@ -61,7 +62,7 @@ func (s *socket) Restore(as *tcpstate.State) error {
 		unix.Close(fd) // silent
 		return err
 	}
-	s.keepAlive = st.KeepAlive
+	s.keepAlive, s.read = st.KeepAlive, st.RecvSeq
 	s.file = os.NewFile(uintptr(fd), "client") // fd is non-blocking, so the file is one for the netpoller
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return fmt.Errorf("client's socket: %w", err)
@@ -81,21 +82,44 @@ func (s *socket) control(f func(fd int) error) error {
 	return err
 }
 
-// Freeze implements lease.Socket.
-func (s *socket) Freeze() error { return s.control(s.kernel.freezer.Freeze) }
-
-// Extract implements lease.Socket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
-func (s *socket) Extract(st *tcpstate.State) error {
-	return s.control(func(fd int) (err error) {
-		s.unacked, err = tcprepair.ExtractUnacked(fd, st, s.spare)
-		s.extracted = *st
+// Snapshot implements lease.HostSocket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
+func (s *socket) Snapshot(st *tcpstate.State) error {
+	return s.control(func(fd int) error {
+		err := tcprepair.Snapshot(fd, st, s.read)
+		s.snapshot = *st
 		return err
 	})
 }
 
-// Confirm implements lease.Socket.
-func (s *socket) Confirm() error {
-	return s.control(func(fd int) error { return tcprepair.Confirm(fd, &s.extracted) })
+// strayTime is how long a segment may need from the redirect, where it was meant for our socket, to this socket, before it counts as lost. It
+// is a softirq's way through ip_rcv, some microseconds.
+const strayTime = 50 * time.Microsecond
+
+// Seal implements lease.HostSocket.
+func (s *socket) Seal(pass func(p []byte, end bool)) error {
+	return s.control(func(fd int) error {
+		if err := tcprepair.Hide(fd, &s.snapshot); err != nil {
+			return err
+		}
+		if unread, err := tcprepair.UnreadBytes(fd); err != nil || unread > 0 || !s.clientWaits {
+			time.Sleep(strayTime)
+		}
+		n, fin, err := s.kernel.freezer.Seal(fd, &s.snapshot)
+		if err != nil {
+			return err
+		}
+		if n > 0 || fin {
+			late := make([]byte, n)
+			if err := tcprepair.PeekLate(fd, late); err != nil {
+				return err
+			}
+			pass(late, fin)
+		}
+		if s.snapshot.RecvSeq += uint32(n); fin {
+			s.snapshot.RecvSeq++
+		}
+		return tcprepair.Confirm(fd, &s.snapshot)
+	})
 }
 
 // Thaw implements lease.Socket.
@@ -103,8 +127,8 @@ func (s *socket) Thaw() error {
 	return s.control(func(fd int) error { return tcprepair.Thaw(fd, s.keepAlive) })
 }
 
-// Release implements lease.Socket.
-func (s *socket) Release() error { return s.control(tcprepair.Release) }
+// Release implements lease.Socket. The socket leaves the kernel's connection table at once, so that the close may wait.
+func (s *socket) Release() error { return s.control(tcprepair.Park) }
 
 // Abort implements lease.Socket.
 func (s *socket) Abort() error { return s.control(tcprepair.Abort) }

@@ -44,7 +44,7 @@ var errNoAnswer = errors.New("the guest does not answer HANDBACK")
 func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 	l.mu.Lock()
 	live := l.live
-	silent := l.awaiting && l.answer == 0 && now.Sub(l.since) > limits.SessionTimeout.Value()
+	silent := l.awaiting && l.answer == 0 && now.Sub(l.asked) > limits.SessionTimeout.Value()
 	l.mu.Unlock()
 	if silent {
 		l.handler.session.Close(errNoAnswer)

@@ -22,11 +22,12 @@ const (
 	live
 	frozen
 	held
+	open
 	parked
 )
 
 func (c condition) String() string {
-	return [...]string{"fresh", "live", "frozen", "held", "parked"}[c]
+	return [...]string{"fresh", "live", "frozen", "held", "open", "parked"}[c]
 }
 
 // ending is what close(2) of a modelled socket sends.
@@ -50,9 +51,10 @@ func (m model) transition(op string) (next model, ok bool) {
 		return m, false // nothing but close(2) may follow Release and Abort
 	}
 	from := map[string][]condition{
-		"freeze": {live}, "extract": {frozen}, "confirm": {held}, "thaw": {frozen, held}, "park": {held},
-		"restore": {fresh}, "restore in place": {parked},
-		"release": {fresh, live, frozen, held, parked}, "abort": {fresh, live, frozen, held, parked},
+		// undo thaws whatever a call that failed has left behind, a live socket too
+		"freeze": {live}, "extract": {frozen}, "confirm": {held}, "thaw": {live, frozen, held, open}, "park": {held},
+		"restore": {fresh}, "restore in place": {parked}, "take in": {live}, "update": {live}, "snapshot": {live}, "seal": {open},
+		"release": {fresh, live, frozen, held, parked}, "abort": {fresh, live, frozen, held, open, parked},
 	}
 	for _, c := range from[op] {
 		ok = ok || c == m.condition
@@ -61,8 +63,10 @@ func (m model) transition(op string) (next model, ok bool) {
 	switch op {
 	case "freeze":
 		next.condition = frozen
-	case "extract":
+	case "extract", "seal":
 		next.condition = held
+	case "snapshot":
+		next.condition = open
 	case "park":
 		next.condition = parked
 	case "thaw", "restore", "restore in place":
@@ -77,7 +81,7 @@ func (m model) transition(op string) (next model, ok bool) {
 
 // closeSends is what the client hears when the socket is closed now.
 func (m model) closeSends() string {
-	connected := m.condition == live || m.condition == frozen || m.condition == held
+	connected := m.condition == live || m.condition == frozen || m.condition == held || m.condition == open
 	switch {
 	case m.ending == reset && connected:
 		return "RST"
@@ -106,7 +110,7 @@ func (e *injected) Unwrap() error { return e.reason }
 var reasonOfCall = map[string]wire.Reason{
 	"freeze": wire.ReasonMPTCP, "drain": wire.ReasonUnreadInput, "extract": wire.ReasonWindow, "send": wire.ReasonHostAway,
 	"confirm": wire.ReasonClientGone, "thaw": wire.ReasonInvalid, "park": wire.ReasonAddress, "restore": wire.ReasonLimit,
-	"restore in place": wire.ReasonNotFound, "reply": wire.ReasonSession, "release": wire.ReasonForbidden, "abort": wire.ReasonOff,
+	"restore in place": wire.ReasonNotFound, "take in": wire.ReasonTruncated, "update": wire.ReasonNotRegular, "snapshot": wire.ReasonUnacked, "seal": wire.ReasonChanged, "reply": wire.ReasonSession, "release": wire.ReasonForbidden, "abort": wire.ReasonOff,
 }
 
 // fake records the calls that package lease makes, to the socket and to the callbacks, and lets those fail that plan says. It is both a
@@ -119,6 +123,8 @@ type fake struct {
 	errs  []*injected
 	model model
 	skip  bool // calls are neither recorded nor failed
+
+	passed string // what Seal told of
 }
 
 // call is one call of the code under test.
@@ -149,13 +155,24 @@ func (f *fake) move(op string) error {
 		f.t.Errorf("%s of a socket that is %v (calls: %v)", op, f.model, f.calls)
 	}
 	if err := f.call(op, ""); err != nil {
-		if op == "extract" && f.late {
-			f.model.condition = held
+		if f.late {
+			f.model.condition = halfWay(op, f.model.condition)
 		}
 		return err
 	}
 	f.model = next
 	return nil
+}
+
+// halfWay is what a call that failed has made of a socket when it got as far as it could.
+func halfWay(op string, c condition) condition {
+	switch op {
+	case "extract", "seal":
+		return held
+	case "snapshot", "take in":
+		return open
+	}
+	return c
 }
 
 func (f *fake) Freeze() error { return f.move("freeze") }
@@ -166,11 +183,28 @@ func (f *fake) Extract(st *tcpstate.State) error {
 	st.SendSeq = 7 // something to see that the caller's state is the one that is filled
 	return nil
 }
-func (f *fake) Confirm() error                { return f.move("confirm") }
-func (f *fake) Thaw() error                   { return f.move("thaw") }
-func (f *fake) Release() error                { return f.move("release") }
-func (f *fake) Abort() error                  { return f.move("abort") }
-func (f *fake) Restore(*tcpstate.State) error { return f.move("restore") }
+func (f *fake) Snapshot(st *tcpstate.State) error {
+	if err := f.move("snapshot"); err != nil {
+		return err
+	}
+	st.SendSeq = 7
+	return nil
+}
+func (f *fake) Seal(pass func([]byte, bool)) error {
+	if err := f.move("seal"); err != nil {
+		return err
+	}
+	pass([]byte("late"), false)
+	return nil
+}
+func (f *fake) pass(p []byte, _ bool)            { f.passed = string(p) }
+func (f *fake) TakeIn([]byte) error              { return f.move("take in") }
+func (f *fake) Update(tcpstate.PeerWindow) error { return f.move("update") }
+func (f *fake) Confirm() error                   { return f.move("confirm") }
+func (f *fake) Thaw() error                      { return f.move("thaw") }
+func (f *fake) Release() error                   { return f.move("release") }
+func (f *fake) Abort() error                     { return f.move("abort") }
+func (f *fake) Restore(*tcpstate.State) error    { return f.move("restore") }
 
 func (f *fake) drain() error { return f.call("drain", "") }
 func (f *fake) send() error  { return f.call("send", "") }

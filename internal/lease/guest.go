@@ -98,10 +98,26 @@ func (g *Guest) Handback(st *tcpstate.State, settled bool, reply func(wire.Messa
 	return reply(wire.Taken{})
 }
 
-// Released is the event of RELEASED: the connection is local and may be used.
-func (g *Guest) Released() error {
+// Late is the event of DATA after TAKEN: bytes of the client's that the host's kernel has acknowledged. After an error the connection is gone.
+func (g *Guest) Late(p []byte) error {
 	if g.phase != Returning {
 		return ErrPhase
+	}
+	err := g.Socket.TakeIn(p)
+	if err != nil {
+		g.abort()
+	}
+	return err
+}
+
+// Released is the event of RELEASED: the connection is local and may be used. After an error other than ErrPhase it is gone.
+func (g *Guest) Released(w tcpstate.PeerWindow) error {
+	if g.phase != Returning {
+		return ErrPhase
+	}
+	if err := g.Socket.Update(w); err != nil {
+		g.abort()
+		return err
 	}
 	g.phase = Local
 	return nil

@@ -116,7 +116,7 @@ func TestGuestFailures(t *testing.T) {
 			if err := g.Handback(&tcpstate.State{}, true, f.reply); err != nil || g.Phase() != Returning {
 				return err
 			}
-			return errors.Join(g.Released(), g.Handover(&tcpstate.State{}, f.drain, f.send))
+			return errors.Join(g.Released(tcpstate.PeerWindow{}), g.Handover(&tcpstate.State{}, f.drain, f.send))
 		}},
 		{"handback, then closed", Leased, func(g *Guest, f *fake) error {
 			return errors.Join(g.Handback(&tcpstate.State{}, true, f.reply), g.Closed())
@@ -126,7 +126,8 @@ func TestGuestFailures(t *testing.T) {
 			g.Lost()
 			return err
 		}},
-		{"released", Returning, func(g *Guest, _ *fake) error { return g.Released() }},
+		{"late", Returning, func(g *Guest, _ *fake) error { return g.Late([]byte("late")) }},
+		{"released", Returning, func(g *Guest, _ *fake) error { return g.Released(tcpstate.PeerWindow{}) }},
 		{"closed", Leased, func(g *Guest, _ *fake) error { return g.Closed() }},
 		{"closed while returning", Returning, func(g *Guest, _ *fake) error { return g.Closed() }},
 		{"lost while local", Local, func(g *Guest, _ *fake) error { g.Lost(); return nil }},
@@ -180,7 +181,8 @@ func TestGuestOutOfTurn(t *testing.T) {
 		{"Refused", []Phase{Handing}, func(g *Guest, _ *fake) error { return g.Refused() }},
 		{"Handback", []Phase{Leased}, func(g *Guest, f *fake) error { return g.Handback(&tcpstate.State{}, true, f.reply) }},
 		{"Handback unsettled", []Phase{Leased}, func(g *Guest, f *fake) error { return g.Handback(&tcpstate.State{}, false, f.reply) }},
-		{"Released", []Phase{Returning}, func(g *Guest, _ *fake) error { return g.Released() }},
+		{"Late", []Phase{Returning}, func(g *Guest, _ *fake) error { return g.Late([]byte("late")) }},
+		{"Released", []Phase{Returning}, func(g *Guest, _ *fake) error { return g.Released(tcpstate.PeerWindow{}) }},
 		{"Closed", []Phase{Leased, Returning}, func(g *Guest, _ *fake) error { return g.Closed() }},
 	}
 	for _, e := range events {

@@ -32,20 +32,14 @@ func (h *Host) Accept(st *tcpstate.State, reply func(wire.Message) error) error 
 	return reply(wire.Granted{})
 }
 
-// Return gives the connection back: it freezes it, calls drain to pass on what the client has already sent, reads the state into st and calls
-// send, which must send HANDBACK. After an error the connection is still leased and as it was (phase Leased), unless it is
-// broken (phase Gone). The caller makes sure that nothing is unacknowledged and nothing more is to be sent.
-func (h *Host) Return(st *tcpstate.State, drain, send func() error) error {
+// Return gives the connection back: it reads the state into st and calls send, which must send HANDBACK. The socket goes on to listen to the
+// client until the guest has its own, so that nothing is lost in between. After an error the connection is still leased and as it was (phase
+// Leased), unless it is broken (phase Gone). The caller makes sure that nothing is unacknowledged and nothing more is to be sent.
+func (h *Host) Return(st *tcpstate.State, send func() error) error {
 	if h.phase != Leased {
 		return ErrPhase
 	}
-	if err := h.Socket.Freeze(); err != nil {
-		return err // and nothing was done
-	}
-	if err := drain(); err != nil {
-		return h.undo(err)
-	}
-	if err := h.Socket.Extract(st); err != nil {
+	if err := h.Socket.Snapshot(st); err != nil {
 		return h.undo(err)
 	}
 	if err := send(); err != nil {
@@ -66,15 +60,16 @@ func (h *Host) undo(cause error) error {
 	return cause
 }
 
-// Taken is the event of TAKEN: the guest has the connection. Our socket becomes silent; the caller closes it and sends RELEASED then. After
-// an error it closes it and sends CLOSED: a byte of the client's was lost between the two sockets. Both ends reset the connection then, as
-// CLOSED may not arrive.
-func (h *Host) Taken() error {
+// Taken is the event of TAKEN: the guest has the connection. It calls pass with what the client has said meanwhile, which must send it as DATA and
+// END. Our socket is gone from the kernel's table then; the caller sends RELEASED and closes it, which is silent. After an error it closes
+// it and sends CLOSED: the client has reset the connection, or a byte of its was lost between the two sockets. Both ends reset the connection
+// then, as CLOSED may not arrive.
+func (h *Host) Taken(pass func(p []byte, end bool)) error {
 	if h.phase != Returning {
 		return ErrPhase
 	}
 	h.phase = Gone
-	if err := h.Socket.Confirm(); err != nil {
+	if err := h.Socket.Seal(pass); err != nil {
 		return errors.Join(err, h.Socket.Abort())
 	}
 	return h.Socket.Release()

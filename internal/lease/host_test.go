@@ -25,7 +25,7 @@ func newHost(t testing.TB, phase Phase, plan []bool) (*Host, *fake) {
 	}
 	switch phase {
 	case Returning:
-		must(h.Return(&tcpstate.State{}, f.drain, f.send))
+		must(h.Return(&tcpstate.State{}, f.send))
 	case Gone:
 		must(h.Finish(true))
 	}
@@ -47,7 +47,7 @@ func rightHostSocket(t testing.TB, h *Host, f *fake, quiet bool) {
 	case Leased:
 		ok = f.model == model{condition: live}
 	case Returning:
-		ok = f.model == model{condition: held}
+		ok = f.model == model{condition: open}
 	case Gone:
 		// An Abort that failed has nothing that could follow it. A socket that cannot be released is held, so it is silent as well.
 		ok = quiet == (f.model.closeSends() == "nothing") || f.lastFailed("abort") || f.lastFailed("release")
@@ -61,7 +61,7 @@ func rightHostSocket(t testing.TB, h *Host, f *fake, quiet bool) {
 // testdata/host.txt.
 func TestHostFailures(t *testing.T) {
 	var record strings.Builder
-	giveBack := func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.drain, f.send) }
+	giveBack := func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.send) }
 	for _, tt := range []struct {
 		name  string
 		phase Phase
@@ -70,13 +70,19 @@ func TestHostFailures(t *testing.T) {
 		{"accept", Local, func(h *Host, f *fake) error { return h.Accept(&tcpstate.State{}, f.reply) }},
 		{"return", Leased, func(h *Host, f *fake) error {
 			var st tcpstate.State
-			err := h.Return(&st, f.drain, f.send)
+			err := h.Return(&st, f.send)
 			if err == nil && st.SendSeq != 7 {
 				f.t.Error("the caller's state was not filled")
 			}
 			return err
 		}},
-		{"taken", Returning, func(h *Host, _ *fake) error { return h.Taken() }},
+		{"taken", Returning, func(h *Host, f *fake) error {
+			err := h.Taken(f.pass)
+			if err == nil && f.passed != "late" {
+				f.t.Error("what the client said meanwhile was not passed on")
+			}
+			return err
+		}},
 		{"kept", Returning, func(h *Host, _ *fake) error { return h.Kept() }},
 		{"kept, then returned again", Returning, func(h *Host, f *fake) error {
 			if err := h.Kept(); err != nil {
@@ -126,8 +132,8 @@ func TestHostOutOfTurn(t *testing.T) {
 		act     func(*Host, *fake) error
 	}{
 		{"Accept", []Phase{Local}, func(h *Host, f *fake) error { return h.Accept(&tcpstate.State{}, f.reply) }},
-		{"Return", []Phase{Leased}, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.drain, f.send) }},
-		{"Taken", []Phase{Returning}, func(h *Host, _ *fake) error { return h.Taken() }},
+		{"Return", []Phase{Leased}, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.send) }},
+		{"Taken", []Phase{Returning}, func(h *Host, f *fake) error { return h.Taken(f.pass) }},
 		{"Kept", []Phase{Returning}, func(h *Host, _ *fake) error { return h.Kept() }},
 		{"Finish", []Phase{Leased, Returning}, func(h *Host, _ *fake) error { return h.Finish(false) }},
 		{"Finish with abort", []Phase{Leased, Returning}, func(h *Host, _ *fake) error { return h.Finish(true) }},

@@ -14,15 +14,10 @@ import (
 )
 
 // Socket is one TCP socket as the kernel's repair interface moves it; tcprepair does the work. Its states: live, frozen (no input is
-// processed), held (frozen and in repair mode: silent whatever happens), parked (held and without a connection).
+// processed), held (frozen and in repair mode: its close is silent), open (in repair mode, but receiving), parked (held and without a
+// connection).
 type Socket interface {
-	// Freeze: live → frozen; after an error still live.
-	Freeze() error
-	// Extract: frozen → held, and fills all of the state but the addresses.
-	Extract(*tcpstate.State) error
-	// Confirm: held → held; an error when a byte of the client's was taken in after Extract.
-	Confirm() error
-	// Thaw: frozen or held → live.
+	// Thaw: frozen, held or open → live.
 	Thaw() error
 	// Release makes the socket silent: its close sends nothing. Any state.
 	Release() error
@@ -33,10 +28,20 @@ type Socket interface {
 // GuestSocket is the guest's own socket, which comes back to life in place.
 type GuestSocket interface {
 	Socket
+	// Freeze: live → frozen; after an error still live.
+	Freeze() error
+	// Extract: frozen → held, and fills all of the state but the addresses.
+	Extract(*tcpstate.State) error
+	// Confirm: held → held; an error when a byte of the client's was taken in after Extract.
+	Confirm() error
 	// Park: held → parked.
 	Park() error
 	// Restore: parked → live.
 	Restore(*tcpstate.State) error
+	// TakeIn: live → live, p further on in what the client says.
+	TakeIn(p []byte) error
+	// Update: live → live, with the window that the client has told the host since the state of Restore was read.
+	Update(tcpstate.PeerWindow) error
 }
 
 // HostSocket is the host's socket, made for this lease.
@@ -44,6 +49,10 @@ type HostSocket interface {
 	Socket
 	// Restore: fresh → live.
 	Restore(*tcpstate.State) error
+	// Snapshot: live → open, and fills all of the state but the addresses. What the client says from now on is acknowledged.
+	Snapshot(*tcpstate.State) error
+	// Seal: open → held. It calls pass with what the client has said since Snapshot, and tells whether its FIN came, too.
+	Seal(pass func(p []byte, end bool)) error
 }
 
 // Phase of a connection at one end.

@@ -93,7 +93,7 @@ func (w *world) actions() []action {
 		}},
 		{"the host hears", !c.hostLost && len(c.toHost) > 0 && (h == nil || !h.dead), w.hostHears},
 		{"handover", local && session, g.handover},
-		{"the host works", leased && !h.orphan, func() { h.work(0) }},
+		{"the host works", leased && !h.orphan, func() { h.work() }},
 		{"the host relays", leased && !h.orphan, func() { _ = h.relay() }},
 		{"recall", leased && !h.orphan && !h.closing, h.giveBackOrNil()},
 		{"the host closes", leased && h.closing && !h.orphan, func() { h.finish(false) }},
@@ -107,22 +107,12 @@ func (w *world) actions() []action {
 		{"the guest dies", !g.dead && w.faults, g.die},
 		{"the host dies", h != nil && !h.dead && !h.orphan && w.faults, h.dieOrNil()},
 	}
-	for _, s := range []*kernelSocket{w.guestKernel, w.hostKernel} {
-		// Confirm comes last: what slips in between is found by it, which is what it is for.
-		can := w.faults && s != nil && !s.closed && s.model == model{condition: held} && s.recvNext == w.acked &&
-			w.acked < w.asked && w.over == "" && w.beforeConfirm(s)
-		list = append(list, action{"a segment slips in", can, func() { w.slip(s) }})
-	}
-	return list
-}
-
-// beforeConfirm tells whether the socket's Confirm, or its Thaw, is still to come. A segment is held up for microseconds at most, far less
-// than the other side needs to restore.
-func (w *world) beforeConfirm(s *kernelSocket) bool {
-	if s == w.guestKernel {
-		return w.guest.end.Phase() == Handing && w.hostKernel == nil
-	}
-	return w.host != nil && w.host.socket == s && w.host.end.Phase() == Returning && w.guest.end.Phase() == Leased
+	// The guest's Confirm, or its Thaw, is still to come, and finds what slips in between, which is what it is for. A segment is held up for
+	// microseconds at most, far less than the host needs to restore.
+	s := w.guestKernel
+	slips := w.faults && !s.closed && s.model == model{condition: held} && s.recvNext == w.acked &&
+		w.acked < w.asked && w.over == "" && g.end.Phase() == Handing && w.hostKernel == nil
+	return append(list, action{"a segment slips in", slips, func() { w.slip(s) }})
 }
 
 // giveBackOrNil and dieOrNil are method values of a host that may not exist yet; such an action cannot happen.
@@ -235,7 +225,7 @@ func (w *world) rest() {
 			}
 		}
 		if w.host != nil && w.host.end.Phase() == Leased && !w.host.dead && !w.host.orphan && len(w.host.inbox) > 0 {
-			w.host.work(0)
+			w.host.work()
 			progress = true
 		}
 	}

@@ -15,7 +15,6 @@ type guestProcess struct {
 	produced uint32        // bytes that the server has written
 	sent     uint32        // of them, DATA on this lease
 	got      uint32        // bytes of the client's that the server has
-	tail     bool          // one byte is to be sent first once the connection is local
 	closed   bool          // the server has closed it
 	dead     bool
 }
@@ -76,10 +75,6 @@ func (g *guestProcess) after(err error) {
 
 // home makes the connection the server's own again.
 func (g *guestProcess) home() {
-	if g.tail {
-		g.tail = false
-		g.w.guestKernel.send(1)
-	}
 	if g.closed {
 		g.w.guestKernel.close()
 	}
@@ -114,6 +109,9 @@ func (g *guestProcess) close() {
 // hear takes one frame of the host.
 func (g *guestProcess) hear(f frame) {
 	g.w.logf("guest: hears %v", f.kind)
+	if g.end.Phase() == Gone {
+		return // it crossed with our end
+	}
 	var err error
 	switch f.kind {
 	case wire.TypeGranted:
@@ -125,15 +123,19 @@ func (g *guestProcess) hear(f frame) {
 	case wire.TypeRefused:
 		err = g.end.Refused()
 	case wire.TypeData:
-		g.take(f.at, f.n)
+		if g.end.Phase() == Returning {
+			err = g.end.Late(make([]byte, f.n))
+		}
+		if err == nil {
+			g.take(f.at, f.n)
+		}
 	case wire.TypeClosed:
 		err = g.end.Closed()
 	case wire.TypeReleased:
-		err = g.end.Released()
+		err = g.end.Released(tcpstate.PeerWindow{})
 	case wire.TypeHandback:
 		settled := f.n == g.sent && !g.closed
 		err = g.end.Handback(&f.state, settled, func(m wire.Message) error { return g.say(frame{kind: m.Type()}) })
-		g.tail = f.tail && g.end.Phase() == Returning
 		if errors.Is(err, ErrPhase) {
 			break
 		}
@@ -174,7 +176,6 @@ type hostProcess struct {
 	channel *channelModel
 	inbox   []frame
 	taken   uint32 // bytes of DATA that have come
-	held    bool   // the last byte is withheld: it is the tail of HANDBACK
 	closing bool
 	orphan  bool // the session has ended
 	dead    bool
@@ -203,13 +204,9 @@ func (h *hostProcess) relay() error {
 	return nil
 }
 
-// work sends what the guest has asked for; all but holdBack bytes.
-func (h *hostProcess) work(holdBack int) {
-	if h.held {
-		h.held = false
-		h.socket.send(1)
-	}
-	for len(h.inbox) > holdBack {
+// work sends what the guest has asked for.
+func (h *hostProcess) work() {
+	for len(h.inbox) > 0 {
 		f := h.inbox[0]
 		h.inbox = h.inbox[1:]
 		if f.at != h.socket.sendNext {
@@ -219,31 +216,23 @@ func (h *hostProcess) work(holdBack int) {
 	}
 }
 
-// giveBack tries to return the connection, with a tail where there is one.
+// giveBack tries to return the connection.
 func (h *hostProcess) giveBack() {
-	h.work(1)
-	if len(h.inbox) == 1 {
-		h.inbox, h.held = nil, true
-	}
+	h.work()
 	var st tcpstate.State
-	err := h.end.Return(&st, h.relay, func() error {
-		return h.say(frame{kind: wire.TypeHandback, state: st, n: h.taken, tail: h.held})
-	})
+	err := h.end.Return(&st, func() error { return h.say(frame{kind: wire.TypeHandback, state: st, n: h.taken}) })
 	if errors.Is(err, ErrPhase) {
 		h.w.fatalf("host: %v", err)
 	}
-	switch h.end.Phase() {
-	case Gone:
+	if h.end.Phase() == Gone {
 		h.gone()
-	case Leased: // it did not come about
-		h.work(0)
 	}
 }
 
 // finish ends the connection.
 func (h *hostProcess) finish(abort bool) {
 	if h.end.Phase() == Leased && !abort {
-		h.work(0)
+		h.work()
 	}
 	if err := h.end.Finish(abort); errors.Is(err, ErrPhase) {
 		h.w.fatalf("host: %v", err)
@@ -285,7 +274,7 @@ func (h *hostProcess) hear(f frame) {
 			h.closing = true
 		}
 	case wire.TypeTaken:
-		if err := h.end.Taken(); err != nil {
+		if err := h.end.Taken(h.late); err != nil {
 			h.gone()
 			return
 		}
@@ -294,10 +283,13 @@ func (h *hostProcess) hear(f frame) {
 	case wire.TypeKeep:
 		if err := h.end.Kept(); err != nil {
 			h.gone()
-			return
 		}
-		h.work(0)
 	}
+}
+
+// late passes on what the client has said while its connection changed hands.
+func (h *hostProcess) late(p []byte, _ bool) {
+	_ = h.say(frame{kind: wire.TypeData, at: h.socket.extracted, n: uint32(len(p))})
 }
 
 // lost is the news that the session is over.

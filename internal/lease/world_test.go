@@ -45,7 +45,6 @@ type frame struct {
 	state tcpstate.State
 	at    uint32 // DATA: number of the first byte
 	n     uint32 // DATA: bytes; HANDBACK: bytes of DATA that the host has taken
-	tail  bool   // HANDBACK: one byte is left for the guest to send
 	abort bool   // CLOSE
 }
 
@@ -70,7 +69,7 @@ type kernelSocket struct {
 	recvNext  uint32 // of the client's bytes
 	sendNext  uint32
 	unread    uint32 // bytes in the receive queue
-	extracted uint32 // recvNext when it was extracted
+	extracted uint32 // the receive sequence that went to the other side
 }
 
 // move is one call, which may fail and then leaves the socket as it was.
@@ -81,8 +80,8 @@ func (s *kernelSocket) move(op string) error {
 	}
 	if s.w.faults && rapid.IntRange(0, 11).Draw(s.w.t, op+" fails") == 0 {
 		s.w.logf("%s: %s fails", s.name, op)
-		if op == "extract" && rapid.Bool().Draw(s.w.t, "late") {
-			s.model.condition = held
+		if rapid.Bool().Draw(s.w.t, "half-way") {
+			s.model.condition = halfWay(op, s.model.condition)
 		}
 		if op == "abort" {
 			s.w.excused = "an abort failed"
@@ -122,6 +121,27 @@ func (s *kernelSocket) Thaw() error    { return s.move("thaw") }
 func (s *kernelSocket) Release() error { return s.move("release") }
 func (s *kernelSocket) Abort() error   { return s.move("abort") }
 
+// Snapshot is the host's. What is in the receive queue counts as said later.
+func (s *kernelSocket) Snapshot(st *tcpstate.State) error {
+	if err := s.move("snapshot"); err != nil {
+		return err
+	}
+	s.extracted = s.recvNext - s.unread
+	st.RecvSeq, st.SendSeq = s.extracted, s.sendNext
+	return nil
+}
+
+// Seal is the host's.
+func (s *kernelSocket) Seal(pass func([]byte, bool)) error {
+	if err := s.move("seal"); err != nil {
+		return err
+	}
+	if late := s.recvNext - s.extracted; late > 0 {
+		pass(make([]byte, late), false)
+	}
+	return nil
+}
+
 // Restore is the host's.
 func (s *kernelSocket) Restore(st *tcpstate.State) error {
 	if s.w.hostKernel != nil {
@@ -151,6 +171,16 @@ func (s guestKernelSocket) Restore(st *tcpstate.State) error {
 	return nil
 }
 
+func (s guestKernelSocket) Update(tcpstate.PeerWindow) error { return nil }
+
+func (s guestKernelSocket) TakeIn(p []byte) error {
+	if err := s.move("take in"); err != nil {
+		return err
+	}
+	s.recvNext += uint32(len(p))
+	return nil
+}
+
 // send sends n bytes to the client.
 func (s *kernelSocket) send(n uint32) {
 	if s.model != (model{condition: live}) || s.closed {
@@ -158,9 +188,8 @@ func (s *kernelSocket) send(n uint32) {
 	}
 	s.w.logf("%s: sends %d from %d", s.name, n, s.sendNext)
 	s.sendNext += n
-	// What the client has already is dropped by its TCP. The bytes are the same: a tail may be sent by both.
-	if s.sendNext > s.w.received && s.w.over == "" {
-		if s.sendNext-n > s.w.received {
+	if s.w.over == "" {
+		if s.sendNext-n != s.w.received {
 			s.w.fatalf("%s sends from %d, the client expects %d", s.name, s.sendNext-n, s.w.received)
 		}
 		s.w.received = s.sendNext
@@ -199,7 +228,7 @@ func (w *world) deliver() {
 		}
 		w.over = "RST"
 	case s.sendNext < w.received: // it acknowledges bytes that this kernel has not sent: dropped (RFC 9293 3.10.7.4)
-	case m.condition == live && m.ending == byState && s.recvNext == w.acked:
+	case (m.condition == live || m.condition == open) && m.ending == byState && s.recvNext == w.acked:
 		w.acked++
 		s.recvNext++
 		s.unread++

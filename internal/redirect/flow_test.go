@@ -200,8 +200,8 @@ func TestTimeWait(t *testing.T) {
 	}
 
 	check(t, rd.Remove())
-	r.client.do(t, func() { sendRaw(t, client.Addr(), netip.MustParseAddr(r.guestIPs[0]), late) })
 	for deadline := time.Now().Add(ioTimeout); resets(t, r.guest) == before; time.Sleep(10 * time.Millisecond) {
+		r.client.do(t, func() { sendRaw(t, client.Addr(), netip.MustParseAddr(r.guestIPs[0]), late) })
 		if time.Now().After(deadline) {
 			t.Fatal("without the redirect the guest sends no reset either: this test shows nothing")
 		}

@@ -22,6 +22,9 @@ var (
 	// ErrWindowShrunk: the receive window was closed or retracted though the receive queue is empty. A kernel that has no
 	// memory of the larger window drops what the peer rightfully sent into it.
 	ErrWindowShrunk = errors.New("receive window was retracted")
+	// ErrPeerWindow: the peer has no room for a segment. When it makes some, it tells the frozen socket, in vain: the new owner would wait for the
+	// timer of its window probe.
+	ErrPeerWindow = errors.New("peer has no room for a segment")
 )
 
 // ErrPoolClosed is returned by Pool.Get after Pool.Close.

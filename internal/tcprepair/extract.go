@@ -13,43 +13,20 @@ const infoOptUsecTS = 1 << 6
 // has, and what ReadOptions fills. An MSS other than 0 is kept: it is constant for the life of a connection, so the side that
 // restored it knows it. The caller owns fd.
 //
-// It refuses with ErrNotEstablished, ErrUnread, ErrUnacked, ErrNotPlainTCP or ErrWindowShrunk in an *Error, which tells
+// It refuses with ErrNotEstablished, ErrUnread, ErrUnacked, ErrNotPlainTCP, ErrWindowShrunk or ErrPeerWindow in an *Error, which tells
 // whether the socket is in repair mode by then. Thaw undoes both.
 func Extract(fd int, st *tcpstate.State) error {
-	_, err := ExtractUnacked(fd, st, 0)
-	return err
-}
-
-// ExtractUnacked is Extract for a connection that may have up to limit bytes (payload) in its send queue, unacknowledged or unsent. It
-// returns how many there are, and st.SendSeq is the sequence number of the first: whoever restores the connection must send exactly these
-// bytes again, which the peer takes for a retransmission. The queue itself is not read: the caller knows what it has sent.
-func ExtractUnacked(fd int, st *tcpstate.State, limit int) (unacked int, err error) {
 	c := calls{fd: fd}
 	i := c.info()
-	if i.unackedSegs != 0 || i.notSentBytes != 0 {
-		unacked = c.ioctl(unix.SIOCOUTQ, "ioctl SIOCOUTQ")
-	}
-	switch {
-	case c.errno != 0:
-		err = c.plainTCPError()
-	case ConnState(i.state) != Established:
-		err = &StateError{State: ConnState(i.state)}
-	case unacked > limit:
-		err = ErrUnacked
-	default:
-		if c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON); c.errno != 0 {
-			err = c.plainTCPError()
-		}
-	}
-	if err != nil {
-		return 0, &Error{Op: "extract", Left: LeftFrozen, Err: err}
+	if err := c.enterRepair(&i); err != nil {
+		return &Error{Op: "extract", Left: LeftFrozen, Err: err}
 	}
 	c.readRepair(st, &i)
-	st.SendSeq -= uint32(unacked)
 	// The last call: a segment that was past the filter when Freeze attached it may be processed until now. The memory of
 	// the queue counts out-of-order segments and a FIN as well, which SIOCINQ does not.
 	queued := c.get(unix.SOL_SOCKET, unix.SO_MEMINFO) // its first number is SK_MEMINFO_RMEM_ALLOC
-	switch err = c.err(); {
+	err := c.err()
+	switch {
 	case err != nil:
 	case queued != 0:
 		err = ErrUnread
@@ -57,11 +34,111 @@ func ExtractUnacked(fd int, st *tcpstate.State, limit int) (unacked int, err err
 		// The queue is empty, so a window that was never retracted would be open. A retraction that left a part of the
 		// window open cannot be seen.
 		err = ErrWindowShrunk
+	case st.Window.SndWnd < uint32(st.MSS):
+		err = ErrPeerWindow
 	}
 	if err != nil {
-		return 0, &Error{Op: "extract", Left: LeftRepair, Err: err}
+		return &Error{Op: "extract", Left: LeftRepair, Err: err}
 	}
-	return unacked, nil
+	return nil
+}
+
+// Snapshot is Extract for a live socket that stays open to the peer: in repair mode it goes on to receive and to acknowledge, so nothing
+// that the peer says is lost, and Seal tells later what it was. read is the sequence number of the next byte that the caller would read:
+// st.RecvSeq is set to it, and what is queued behind it counts as said later. The caller owns fd and neither reads nor writes it until Thaw,
+// or Seal and Park.
+//
+// It refuses with ErrNotEstablished, ErrUnacked or ErrWindowShrunk.
+func Snapshot(fd int, st *tcpstate.State, read uint32) error {
+	c := calls{fd: fd}
+	i := c.info()
+	if err := c.enterRepair(&i); err != nil {
+		return &Error{Op: "snapshot", Left: LeftLive, Err: err}
+	}
+	c.readRepair(st, &i)
+	st.RecvSeq = read
+	err := c.err()
+	w := &st.Window
+	edge := w.RcvWup + w.RcvWnd // how far the peer may send
+	switch {
+	case err != nil:
+	case int32(edge-read) <= 0:
+		err = ErrWindowShrunk
+	case int32(w.RcvWup-read) > 0:
+		// The window was last told behind bytes that the new owner gets as said later. It must keep the edge, and
+		// TCP_REPAIR_WINDOW takes no rcv_wup beyond the receive sequence (tcp_repair_set_window, net/ipv4/tcp.c).
+		w.RcvWup, w.RcvWnd = read, edge-read
+	}
+	if err != nil {
+		return &Error{Op: "snapshot", Left: LeftRepair, Err: err}
+	}
+	return nil
+}
+
+// Hide takes the socket on fd out of the redirect's sight: what the peer says from now on reaches the new owner, which must have its own
+// socket by now. Segments that the redirect has let pass already still arrive. The caller owns fd.
+func Hide(fd int, st *tcpstate.State) error {
+	c := calls{fd: fd}
+	c.setTransparent(st.Local.Addr().Is6(), false)
+	if err := c.err(); err != nil {
+		return &Error{Op: "hide", Left: LeftRepair, Err: err}
+	}
+	return nil
+}
+
+// Seal ends what Snapshot began: it stops the input of fd, and returns how many bytes the peer has said since st was read, and whether
+// its FIN came behind them. PeekLate reads them. The peer's window in st becomes the one that it has told last. The connection is st with RecvSeq+late
+// from now on, whoever has it. A segment that is still on its way to
+// fd, after Hide, is dropped: the peer will send it again. ErrNotEstablished means that the peer has reset the connection.
+func (f *Freezer) Seal(fd int, st *tcpstate.State) (late int, fin bool, err error) {
+	c := calls{fd: fd}
+	c.set(unix.SOL_SOCKET, unix.SO_ATTACH_BPF, f.fd)
+	i := c.info()
+	late = int(c.getTCP(unix.TCP_QUEUE_SEQ) - st.RecvSeq)
+	var w tcpstate.Window
+	c.window(&w)
+	st.Window.SetPeer(w.Peer())
+	if err = c.err(); err == nil {
+		switch ConnState(i.state) {
+		case Established:
+			return late, false, nil
+		case CloseWait: // the FIN has a sequence number
+			return late - 1, true, nil
+		}
+		err = &StateError{State: ConnState(i.state)}
+	}
+	return 0, false, &Error{Op: "seal", Left: LeftRepair, Err: err}
+}
+
+// PeekLate fills p with the first len(p) bytes of those that Seal has counted.
+func PeekLate(fd int, p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	n, _, err := unix.Recvfrom(fd, p, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if err == nil && n != len(p) {
+		err = unix.EAGAIN
+	}
+	if errno, ok := err.(unix.Errno); ok {
+		return &Error{Op: "peek", Left: LeftRepair, Err: &CallError{Call: "recvfrom", Errno: errno}}
+	}
+	return nil
+}
+
+// enterRepair checks what must hold of a connection that is to be read, and enters repair mode.
+func (c *calls) enterRepair(i *info) error {
+	switch {
+	case c.errno != 0:
+		return c.plainTCPError()
+	case ConnState(i.state) != Established:
+		return &StateError{State: ConnState(i.state)}
+	case i.unackedSegs != 0 || i.notSentBytes != 0:
+		return ErrUnacked
+	}
+	if c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON); c.errno != 0 {
+		return c.plainTCPError()
+	}
+	return nil
 }
 
 // readRepair reads what only repair mode tells, and i.
@@ -79,7 +156,7 @@ func (c *calls) readRepair(st *tcpstate.State, i *info) {
 	}
 	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
 	st.SendSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
-	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // and stays so, for Confirm
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // and stays so, for Confirm and Seal
 	st.RecvSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
 	c.window(&st.Window)
 }

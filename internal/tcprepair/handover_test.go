@@ -32,7 +32,7 @@ func TestRoundTrip(t *testing.T) {
 				transfer(t, host, r.client, toClient)
 				transfer(t, r.client, host, toServer)
 
-				back := r.handBack(t, host, st)
+				back := r.handBack(t, host, st, toServer, func() {})
 				if sent, received := back.SendSeq-st.SendSeq, back.RecvSeq-st.RecvSeq; sent != toClient || received != toServer {
 					t.Errorf("sequence numbers moved by %d and %d, want %d and %d", sent, received, toClient, toServer)
 				}
@@ -91,7 +91,7 @@ func TestWithoutOptions(t *testing.T) {
 			host := r.restoreOnHost(t, &st)
 			transfer(t, host, r.client, 1<<20)
 			transfer(t, r.client, host, 1<<20)
-			back := r.handBack(t, host, st)
+			back := r.handBack(t, host, st, 1<<20, func() {})
 			// Restore makes window scaling with shifts of 0 from none, which is the same on the wire.
 			if back.Options|tcpstate.OptWScale != st.Options|tcpstate.OptWScale {
 				t.Errorf("options %#x at the host, want %#x", back.Options, st.Options)
@@ -154,7 +154,7 @@ func TestSocketOptions(t *testing.T) {
 				t.Errorf("at the host (-want +got):\n%s", diff)
 			}
 			transfer(t, host, r.client, 100_000)
-			r.handBack(t, host, st)
+			r.handBack(t, host, st, 0, func() {})
 			control(t, r.guest, func(fd int) error {
 				if diff := cmp.Diff(want, read(fd)); diff != "" {
 					t.Errorf("back at the guest (-want +got):\n%s", diff)
@@ -192,7 +192,7 @@ func TestPortStaysUsable(t *testing.T) {
 	host := r.restoreOnHost(t, &st)
 	anyAddress := fmt.Sprintf(":%d", r.local.Port())
 	must(t, r.net.Host.Listen(t, "tcp", anyAddress).Close())
-	r.handBack(t, host, st)
+	r.handBack(t, host, st, 0, func() {})
 	must(t, r.listener.Close())
 	must(t, r.net.Guest.Listen(t, "tcp", anyAddress).Close())
 	st = r.extractGuest(t)
@@ -208,7 +208,7 @@ func TestNetpoller(t *testing.T) {
 	for range 50 {
 		st := r.extractGuest(t)
 		host := r.restoreOnHost(t, &st)
-		r.handBack(t, host, st)
+		r.handBack(t, host, st, 0, func() {})
 		reading := make(chan struct{})
 		go func() {
 			<-reading

@@ -265,6 +265,25 @@ func TestRefuseShrunkenWindow(t *testing.T) {
 	}
 }
 
+// TestRefuseClosedPeerWindow: likewise, with a peer that has no room for a segment.
+func TestRefuseClosedPeerWindow(t *testing.T) {
+	r := newRig(t, lanes()[0])
+	for room, want := range map[uint32]error{0: ErrPeerWindow, 87: ErrPeerWindow, 20_000: nil} {
+		st := r.extractGuest(t)
+		mine := st
+		st.Window.SndWnd = room
+		host := r.restoreOnHost(t, &st)
+		must(t, r.freezer.Freeze(host.fd))
+		var again tcpstate.State
+		if err := Extract(host.fd, &again); !errors.Is(err, want) {
+			t.Errorf("with room for %d bytes, Extract says %v, want %v", room, err, want)
+		}
+		must(t, Release(host.fd))
+		must(t, host.Close())
+		r.thaw(t, mine.KeepAlive)
+	}
+}
+
 // TestConfirm: a segment that comes in after Extract, as if it had passed the filter before.
 func TestConfirm(t *testing.T) {
 	r := newRig(t, lanes()[0])

@@ -18,11 +18,7 @@ func (f *Freezer) NewTransparent(family int) (fd int, err error) {
 		return -1, &Error{Op: "new transparent socket", Left: LeftClosed, Err: &CallError{Call: "socket", Errno: errno}}
 	}
 	c := calls{fd: fd}
-	if family == unix.AF_INET6 {
-		c.set(unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, 1)
-	} else {
-		c.set(unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1)
-	}
+	c.setTransparent(family == unix.AF_INET6, true)
 	usual := usualOptions(family)
 	c.setOptions(&tcpstate.State{}, &usual)
 	c.set(unix.SOL_SOCKET, unix.SO_ATTACH_BPF, f.fd)
@@ -153,6 +149,39 @@ func (c *calls) setConnected(st *tcpstate.State) {
 		c.setTCP(unix.TCP_TIMESTAMP, st.Timestamp)
 	}
 	c.setWindow(&st.Window)
+}
+
+// TakeIn moves the receive sequence of the live connection on fd past p, which the peer has sent to the socket that had the connection before, where
+// it was acknowledged (Seal). The bytes do not stay in the receive queue: the caller has them. It owns fd.
+func TakeIn(fd int, p []byte) error {
+	c := calls{fd: fd}
+	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
+	c.send(p)
+	c.goLive()
+	c.discard(len(p))
+	if err := c.err(); err != nil {
+		return &Error{Op: "take in", Left: LeftRepair, Err: err}
+	}
+	return nil
+}
+
+// UpdateWindow gives the live connection on fd the peer's window as the socket that had the connection before heard of it last (Seal). was is what
+// RestoreInPlace got: if the peer has told fd itself of a newer one, nothing is done. The caller owns fd.
+func UpdateWindow(fd int, was, now tcpstate.PeerWindow) error {
+	c := calls{fd: fd}
+	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
+	var w tcpstate.Window
+	c.window(&w)
+	if w.Peer() == was {
+		w.SetPeer(now)
+		c.setWindow(&w)
+	}
+	c.goLive()
+	if err := c.err(); err != nil {
+		return &Error{Op: "update window", Left: LeftRepair, Err: err}
+	}
+	return nil
 }
 
 // Release makes the coming close of fd silent, by entering repair mode if Extract has not done so: no FIN and no RST leaves,

@@ -50,6 +50,8 @@ type rig struct {
 	client, guest *net.TCPConn
 	family        int
 	local, remote netip.AddrPort // as the guest sees it, unmapped
+	late          []byte         // what the client said during the last handBack
+	fin           bool           // and whether it closed its direction
 }
 
 func newRig(tb testing.TB, l lane) *rig {
@@ -178,17 +180,31 @@ func (r *rig) restoreOnHost(tb testing.TB, st *tcpstate.State) leased {
 	return leased{f, fd}
 }
 
-// handBack gives the host's connection, restored from st, back to the guest's fd, and returns its state by then.
-func (r *rig) handBack(tb testing.TB, host leased, st tcpstate.State) tcpstate.State {
+// handBack gives the host's connection, restored from st and since when the host has read so many bytes, back to the guest's fd, and returns its
+// state by then. meanwhile is called while both have a socket for it.
+func (r *rig) handBack(tb testing.TB, host leased, st tcpstate.State, read int, meanwhile func()) tcpstate.State {
 	tb.Helper()
 	drain(tb, host.fd)
-	must(tb, r.freezer.Freeze(host.fd))
-	must(tb, Extract(host.fd, &st))
+	must(tb, Snapshot(host.fd, &st, st.RecvSeq+uint32(read)))
 	control(tb, r.guest, Park)
 	control(tb, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, st.KeepAlive) })
-	must(tb, Confirm(host.fd, &st))
-	must(tb, Release(host.fd))
+	was := st.Window.Peer()
+	meanwhile()
+	must(tb, Hide(host.fd, &st))
+	late, fin, err := r.freezer.Seal(host.fd, &st)
+	must(tb, err)
+	p := make([]byte, late)
+	must(tb, PeekLate(host.fd, p))
+	must(tb, Confirm(host.fd, &tcpstate.State{RecvSeq: st.RecvSeq + uint32(late+int(truth(fin)))}))
+	must(tb, Park(host.fd))
 	must(tb, host.Close())
+	r.late, r.fin = p, fin
+	if late > 0 {
+		control(tb, r.guest, func(fd int) error { return TakeIn(fd, p) })
+	}
+	if now := st.Window.Peer(); now != was {
+		control(tb, r.guest, func(fd int) error { return UpdateWindow(fd, was, now) })
+	}
 	return st
 }
 

@@ -199,6 +199,38 @@ func (c *calls) disconnect() {
 	c.get(unix.SOL_SOCKET, unix.SO_ERROR)
 }
 
+// setTransparent decides whether the socket may have an address that is not this machine's, and whether the redirect sees it.
+func (c *calls) setTransparent(ipv6, on bool) {
+	if ipv6 {
+		c.set(unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, truth(on))
+	} else {
+		c.set(unix.IPPROTO_IP, unix.IP_TRANSPARENT, truth(on))
+	}
+}
+
+// send puts p into the queue that repair mode has selected, all of it.
+func (c *calls) send(p []byte) {
+	if c.errno == 0 {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		if errno == 0 && int(n) != len(p) {
+			errno = unix.ENOBUFS
+		}
+		c.fail(errno, "sendto", 0, 0)
+	}
+}
+
+// discard takes n bytes from the receive queue: with MSG_TRUNC they are not copied (tcp(7)).
+func (c *calls) discard(n int) {
+	if c.errno == 0 {
+		got, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), 0, uintptr(n), unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
+		if errno == 0 && int(got) != n {
+			errno = unix.ENODATA
+		}
+		c.fail(errno, "recvfrom", 0, 0)
+	}
+}
+
 // localAddress is getsockname.
 func (c *calls) localAddress() (sa sockaddr) {
 	size := uint32(len(sa.raw))

@@ -40,6 +40,19 @@ type Window struct {
 	RcvWup    uint32 // rcv_nxt when the window was last advertised
 }
 
+// PeerWindow is what the peer's segments change of a Window, without a byte of data.
+type PeerWindow struct {
+	SndWl1, SndWnd, MaxWindow uint32
+}
+
+// Peer returns the peer's part of w.
+func (w *Window) Peer() PeerWindow { return PeerWindow{w.SndWl1, w.SndWnd, w.MaxWindow} }
+
+// SetPeer changes the peer's part of w.
+func (w *Window) SetPeer(p PeerWindow) {
+	w.SndWl1, w.SndWnd, w.MaxWindow = p.SndWl1, p.SndWnd, p.MaxWindow
+}
+
 // KeepAlive is the state of SO_KEEPALIVE and its parameters.
 type KeepAlive struct {
 	Enabled  bool

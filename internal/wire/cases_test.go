@@ -122,17 +122,14 @@ func messageCases() []messageCase {
 		{"close-abort", FlagAbort, Close{}},
 		{"closed", 0, Closed{Reason: ReasonClientGone}},
 		{"closed-ok", 0, Closed{}},
-		{"handback-ipv4", 0, Handback{State: stateIPv4(), Sent: 10_499_500, Data: 77, Tail: []byte{0xff}}},
-		{"handback-ipv6-idle", 0, Handback{State: stateIPv6(), Sent: -1}},
-		{"handback-max", 0, Handback{
-			State: stateMax(), Sent: math.MaxInt64, Data: math.MaxUint64, Tail: bytes.Repeat([]byte{'t'}, MaxTail),
-		}},
-		{"handback-tail-only", 0, Handback{State: stateMin(), Sent: MaxTail, Tail: bytes.Repeat([]byte{'t'}, MaxTail)}},
-		{"handback-nothing-sent", 0, Handback{State: stateIPv4()}},
+		{"handback-ipv4", 0, Handback{State: stateIPv4(), Data: 77, Said: []byte("GET / HTTP/1.1\r\n\r\n")}},
+		{"handback-ipv6", 0, Handback{State: stateIPv6()}},
+		{"handback-max", 0, Handback{State: stateMax(), Data: math.MaxUint64, Said: bytes.Repeat([]byte{'s'}, MaxSaid)}},
+		{"handback-min", 0, Handback{State: stateMin()}},
 		{"taken", 0, Taken{}},
 		{"keep", 0, Keep{Reason: ReasonKernel}},
-		{"released", 0, Released{Busy: 1_900_000}},
-		{"released-max", 0, Released{Busy: math.MaxUint64}},
+		{"released", 0, Released{Window: tcpstate.PeerWindow{SndWl1: 0x55667788, SndWnd: 64256, MaxWindow: 65535}, Leased: 1_900_000}},
+		{"released-max", 0, Released{Window: tcpstate.PeerWindow{SndWl1: math.MaxUint32, SndWnd: math.MaxUint32, MaxWindow: math.MaxUint32}, Leased: math.MaxUint64}},
 	}
 }
 
@@ -276,7 +273,7 @@ func TestEveryLength(t *testing.T) {
 			case Send:
 				free, open = len(c.payload())-len(m.Header), true
 			case Handback:
-				free, open = len(c.payload())-len(m.Tail), true
+				free, open = len(c.payload())-len(m.Said), true
 			}
 			longer := append(c.payload(), 't')
 			for n := range longer {
@@ -286,8 +283,8 @@ func TestEveryLength(t *testing.T) {
 				testLength(t, c.msg.Type(), longer[:n], n == len(longer)-1 || open && n >= free)
 			}
 			switch {
-			case strings.HasSuffix(c.name, "-max") || c.name == "handback-ipv6-idle" || c.name == "handback-tail-only":
-				testLength(t, c.msg.Type(), longer, false) // at the limit, or a tail where none may be
+			case strings.HasSuffix(c.name, "-max"):
+				testLength(t, c.msg.Type(), longer, false) // at the limit
 			default:
 				testLength(t, c.msg.Type(), longer, open)
 			}
@@ -320,7 +317,7 @@ func TestAliases(t *testing.T) {
 		case Send:
 			return m.Header
 		case Handback:
-			return m.Tail
+			return m.Said
 		}
 		return nil
 	}

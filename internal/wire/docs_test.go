@@ -168,7 +168,7 @@ func TestSpecifiedLimits(t *testing.T) {
 		"1–" + thousands(MaxData) + " bytes of the client's",
 		"count u32 (1–" + thousands(MaxRead) + ")",
 		"then 0–" + thousands(MaxSendHeader) + " header bytes",
-		"tail: 0–" + thousands(MaxTail) + " bytes",
+		"said: 0–" + thousands(MaxSaid) + " bytes",
 		"str8 of 1–" + thousands(MaxShare) + " bytes",
 		"str16 of 1–" + thousands(MaxPath) + " bytes",
 		"congestion control's name, at most " + thousands(tcpstate.MaxCongestionName),

@@ -174,17 +174,14 @@ func malformedLeases() []malformed {
 		},
 		{name: "SEND of a negative file", msg: Send{File: FileRef{Share: "s", Path: "p", Size: -1}}, want: "file size -1"},
 		{name: "SEND without share", msg: Send{File: FileRef{Path: "p"}}, want: "share name"},
+		{name: "RELEASED with more than its maximum window", msg: Released{Window: tcpstate.PeerWindow{SndWnd: 2, MaxWindow: 1}}, want: "window 2 exceeds"},
+		{name: "HANDBACK with too much said", msg: Handback{State: stateIPv4(), Said: make([]byte, MaxSaid+1)}, want: "32769 bytes of the client's"},
 		{name: "SEND header too long", msg: Send{File: file, Header: make([]byte, MaxSendHeader+1)}, want: "32769 header bytes"},
 
 		{name: "SENT with unknown reason", msg: Sent{Reason: reasonLimit}, want: "unknown reason"},
 		{name: "SENT with first reserved byte", msg: Sent{}, change: put(2, 1), want: "reserved"},
 		{name: "SENT with second reserved byte", msg: Sent{}, change: put(3, 0x80), want: "reserved"},
 		{name: "SENT of negative bytes", msg: Sent{Bytes: -1}, want: "-1 bytes sent"},
-
-		{name: "HANDBACK with sent below -1", msg: Handback{State: stateIPv4(), Sent: -2}, want: "-2 bytes sent"},
-		{name: "HANDBACK with least sent", msg: Handback{State: stateIPv4(), Sent: math.MinInt64}, want: "bytes sent"},
-		{name: "HANDBACK with tail but no SEND", msg: Handback{State: stateIPv4(), Sent: -1, Tail: []byte{1}}, want: "tail of 1"},
-		{name: "HANDBACK tail too long", msg: Handback{State: stateIPv4(), Sent: MaxTail + 1, Tail: make([]byte, MaxTail+1)}, want: "tail of 20481"},
 	}
 	for _, typ := range []Type{TypeRefused, TypeClosed, TypeKeep} {
 		all = append(all,

@@ -94,20 +94,20 @@ type (
 	Close struct{}
 	// Closed tells that the host has no socket for the connection any more.
 	Closed struct{ Reason Reason }
-	// Handback gives the connection back to the guest.
+	// Handback gives the connection back to the guest. The client has acknowledged all that was sent.
 	Handback struct {
 		State tcpstate.State
-		Sent  int64  // file bytes of the Send under way, those in the tail included; -1: none under way
 		Data  uint64 // all Data bytes that the host has taken from the guest on this lease
-		Tail  []byte // to be sent by the guest first
+		Said  []byte // what the client has said before, for the guest's server
 	}
 	// Taken accepts a Handback.
 	Taken struct{}
 	// Keep declines a Handback.
 	Keep struct{ Reason Reason }
-	// Released ends a lease after Taken.
+	// Released ends a lease after Taken. Data and End before it are what the client said while the connection changed hands.
 	Released struct {
-		Busy uint64 // ns that the host spent on sending and draining: what the change of hands itself did not cost
+		Window tcpstate.PeerWindow // as the client has told it last
+		Leased uint64              // ns from GRANTED, or the last KEEP, to HANDBACK: what the change of hands itself did not cost
 	}
 )
 
@@ -185,11 +185,16 @@ func (End) appendTo(b []byte) []byte      { return b }
 func (Close) appendTo(b []byte) []byte    { return b }
 func (m Closed) appendTo(b []byte) []byte { return le.AppendUint16(b, uint16(m.Reason)) }
 func (m Handback) appendTo(b []byte) []byte {
-	return append(le.AppendUint64(appendInt64(appendState(b, &m.State), m.Sent), m.Data), m.Tail...)
+	return append(le.AppendUint64(appendState(b, &m.State), m.Data), m.Said...)
 }
-func (Taken) appendTo(b []byte) []byte      { return b }
-func (m Keep) appendTo(b []byte) []byte     { return le.AppendUint16(b, uint16(m.Reason)) }
-func (m Released) appendTo(b []byte) []byte { return le.AppendUint64(b, m.Busy) }
+func (Taken) appendTo(b []byte) []byte  { return b }
+func (m Keep) appendTo(b []byte) []byte { return le.AppendUint16(b, uint16(m.Reason)) }
+func (m Released) appendTo(b []byte) []byte {
+	for _, v := range [3]uint32{m.Window.SndWl1, m.Window.SndWnd, m.Window.MaxWindow} {
+		b = le.AppendUint32(b, v)
+	}
+	return le.AppendUint64(b, m.Leased)
+}
 
 // ValidShare reports whether s can name a share.
 func ValidShare(s string) bool { return len(s) > 0 && len(s) <= MaxShare }

@@ -1,6 +1,10 @@
 package wire
 
-import "fmt"
+import (
+	"fmt"
+
+	"spillway/internal/tcpstate"
+)
 
 // Each ParseX decodes the payload of a frame of type X. They are exported so that the hot path needs no Message interface.
 
@@ -179,17 +183,15 @@ func ParseClosed(p []byte) (Closed, error) {
 	return Closed{r}, err
 }
 
-// ParseHandback decodes HANDBACK; the state is checked. Tail aliases p.
+// ParseHandback decodes HANDBACK; the state is checked. Said aliases p.
 func ParseHandback(p []byte) (Handback, error) {
 	d := decoder{b: p}
-	m := Handback{State: d.state(), Sent: d.i64(), Data: d.u64(), Tail: d.rest()}
+	m := Handback{State: d.state(), Data: d.u64(), Said: d.rest()}
 	switch {
 	case d.err != nil:
 		return m, d.err
-	case len(m.Tail) > MaxTail:
-		return m, badFormat("tail of %d bytes, at most %d", len(m.Tail), MaxTail)
-	case m.Sent < -1 || m.Sent == -1 && len(m.Tail) > 0:
-		return m, badFormat("%d bytes sent with a tail of %d", m.Sent, len(m.Tail))
+	case len(m.Said) > MaxSaid:
+		return m, badFormat("%d bytes of the client's, at most %d", len(m.Said), MaxSaid)
 	}
 	return m, nil
 }
@@ -203,7 +205,10 @@ func ParseKeep(p []byte) (Keep, error) {
 // ParseReleased decodes RELEASED.
 func ParseReleased(p []byte) (Released, error) {
 	d := decoder{b: p}
-	m := Released{d.u64()}
+	m := Released{tcpstate.PeerWindow{SndWl1: d.u32(), SndWnd: d.u32(), MaxWindow: d.u32()}, d.u64()}
+	if w := &m.Window; d.err == nil && w.MaxWindow < w.SndWnd {
+		return m, badFormat("window %d exceeds its maximum %d", w.SndWnd, w.MaxWindow)
+	}
 	return m, d.end()
 }
 

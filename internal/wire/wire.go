@@ -11,7 +11,7 @@ import (
 )
 
 // Version of the protocol. Both sides must speak the same.
-const Version = 1
+const Version = 2
 
 // Limits of docs/wire.md.
 const (
@@ -20,7 +20,7 @@ const (
 	MaxData        = MaxPayload
 	MaxRead        = MaxPayload - 8
 	MaxSendHeader  = 32 << 10
-	MaxTail        = 20 << 10
+	MaxSaid        = 32 << 10
 	MaxShare       = 64
 	MaxPath        = 1024
 	magicSize      = 16
