@@ -4,8 +4,6 @@ export CGO_ENABLED := 0
 CACHE := build/cache
 GO ?= go
 FUZZTIME ?= 20s
-# An emulated VM dies now and then, and the chaos test finds something new now and then: make test tries these twice.
-SECOND_CHANCE := ^(TestVM|TestChaos)$$
 
 .DEFAULT_GOAL := help
 
@@ -27,10 +25,7 @@ demo: setup build ## Stream from a real VM through four arms, check every file i
 
 .PHONY: test
 test: setup build ## Run all tests: units, namespaces, a real VM (root)
-	$(GO) test -count=1 -timeout 20m -p 2 -skip '$(SECOND_CHANCE)' ./...
-	$(GO) test -count=1 -timeout 10m -run '$(SECOND_CHANCE)' ./internal/e2e || \
-	  { echo "make: a test with a second chance failed (docs/testing.md): once more"; \
-	    $(GO) test -count=1 -timeout 10m -run '$(SECOND_CHANCE)' ./internal/e2e; }
+	$(GO) test -count=1 -timeout 20m -p 2 ./...
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root

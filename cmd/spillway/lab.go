@@ -36,7 +36,7 @@ func (f *labFlags) add(cmd *cobra.Command, defaultVM lab.Kind) {
 	cmd.Flags().StringVar(&f.vm, "vm", string(defaultVM), "the guest: qemu (a real VM) or netns (a network namespace that stands for one)")
 	cmd.Flags().StringVar(&f.cache, "cache", "build/cache", "where scripts/setup.sh has put the guest kernel, and where data sets are kept")
 	cmd.Flags().StringVar(&f.link, "link", "", "shape the client's link, as 1gbit or 100mbit; default: as fast as it goes")
-	cmd.Flags().StringVar(&f.busyPoll, "busy-poll", "", "how long offloading servers ask the channel before sleeping; default: what suits the guest")
+	cmd.Flags().StringVar(&f.busyPoll, "busy-poll", "", "how long daemon and offloading servers ask the channel before sleeping; default: what suits the guest")
 }
 
 func (f *labFlags) addThreshold(cmd *cobra.Command, byDefault config.Size) {

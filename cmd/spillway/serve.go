@@ -47,7 +47,7 @@ them itself. In modes lease and offload it needs root.
 	f.Var(&flags.Offload.Mode, "mode", "lease, offload (hand back after each response) or off")
 	f.StringVar(&flags.Offload.Channel, "channel", flags.Offload.Channel, "virtio:PORT, unix:PATH or vsock:CID:PORT")
 	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for")
-	f.Var(&flags.Offload.BusyPoll, "busy-poll", "how long to ask the channel before sleeping, while requests come densely; 0s: off")
+	f.Var(&flags.Offload.BusyPoll, "busy-poll", "how long to ask the channel for what is expected before sleeping; 0s: off")
 	f.Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
 	f.StringArrayVar(&shares, "share", nil, "NAME:/URL/PREFIX/:DIRECTORY; without a directory files are read through the channel; may be repeated")
 	return cmd

@@ -14,7 +14,8 @@ import (
 // Host is the configuration of `spillway host`, the daemon on the machine that the VMs run on.
 type Host struct {
 	LogLevel LogLevel    `toml:"log_level"`
-	Admin    string      `toml:"admin"` // path of the unix socket for status and recalls, empty for none
+	Admin    string      `toml:"admin"`     // path of the unix socket for status and recalls, empty for none
+	BusyPoll Duration    `toml:"busy_poll"` // how long to ask a channel for an expected answer before sleeping; 0: not at all
 	Redirect Redirect    `toml:"redirect"`
 	Limits   Limits      `toml:"limits"`
 	Shares   []HostShare `toml:"share"`
@@ -57,7 +58,8 @@ type VM struct {
 // DefaultHost returns the configuration that an empty file means. It has no VM yet, so it is not valid.
 func DefaultHost() Host {
 	return Host{
-		Admin: "/run/spillway/admin.sock",
+		Admin:    "/run/spillway/admin.sock",
+		BusyPoll: DefaultBusyPoll,
 		Redirect: Redirect{
 			Table:      "spillway",
 			Mark:       0x53,
@@ -126,6 +128,7 @@ func (h Host) Validate() error {
 	if h.Admin != "" {
 		p.absolutePath("admin", h.Admin, ` or ""`)
 	}
+	p.busyPoll("busy_poll", h.BusyPoll)
 	h.Redirect.validate(&p)
 	p.positive("limits.drain_timeout", h.Limits.DrainTimeout)
 	p.positive("limits.stall_timeout", h.Limits.StallTimeout)

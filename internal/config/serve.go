@@ -25,7 +25,7 @@ type Offload struct {
 	Mode      Mode     `toml:"mode"`
 	Channel   string   `toml:"channel"`   // the guest's end of the channel to the host daemon
 	Threshold Size     `toml:"threshold"` // the smallest response that a connection is handed over for
-	BusyPoll  Duration `toml:"busy_poll"` // how long to ask the channel for the next frame, while traffic is dense, before sleeping
+	BusyPoll  Duration `toml:"busy_poll"` // as Host.BusyPoll
 }
 
 // HTTP tunes the server. A zero max-age sends no Cache-Control.
@@ -43,6 +43,9 @@ type ServeShare struct {
 	Mount  string `toml:"mount"`  // the directory it is mounted at; empty: files are read through the channel
 }
 
+// DefaultBusyPoll is a few times what a server takes to answer a small request: an answer that takes longer is not worth the wait.
+const DefaultBusyPoll = Duration(200 * time.Microsecond)
+
 // maxBusyPoll keeps a mistake from burning a CPU.
 const maxBusyPoll = 10 * time.Millisecond
 
@@ -54,7 +57,7 @@ func DefaultServe() Serve {
 			Mode:      ModeLease,
 			Channel:   "virtio:spillway.0",
 			Threshold: 64 << 10,
-			BusyPoll:  0,
+			BusyPoll:  DefaultBusyPoll,
 		},
 		HTTP: HTTP{
 			ReadHeaderTimeout: Duration(10 * time.Second),
@@ -111,15 +114,19 @@ func (s Serve) Validate() error {
 	if s.Offload.Threshold < 0 {
 		p.add("offload.threshold", "%v is negative; 0 hands over for every size", s.Offload.Threshold)
 	}
-	if b := s.Offload.BusyPoll.Value(); b < 0 || b > maxBusyPoll {
-		p.add("offload.busy_poll", "%v is not possible; use 0s (off) to %v", b, maxBusyPoll)
-	}
+	p.busyPoll("offload.busy_poll", s.Offload.BusyPoll)
 	p.positive("http.read_header_timeout", s.HTTP.ReadHeaderTimeout)
 	p.positive("http.idle_timeout", s.HTTP.IdleTimeout)
 	p.maxAge("http.manifest_max_age", s.HTTP.ManifestMaxAge)
 	p.maxAge("http.segment_max_age", s.HTTP.SegmentMaxAge)
 	s.validateShares(&p)
 	return p.join()
+}
+
+func (p *problems) busyPoll(key string, d Duration) {
+	if b := d.Value(); b < 0 || b > maxBusyPoll {
+		p.add(key, "%v is not possible; use 0s (off) to %v", b, maxBusyPoll)
+	}
 }
 
 func (s Serve) validateShares(p *problems) {

@@ -29,6 +29,7 @@ type Agent struct {
 	log     *slog.Logger
 	freezer *tcprepair.Freezer // nil: this kernel or this user cannot freeze sockets
 	stats   *Stats
+	expects expectations
 
 	mu       sync.Mutex
 	session  *session.Session // nil: the host is away
@@ -36,6 +37,13 @@ type Agent struct {
 	leases   map[uint32]*Conn
 	requests map[uint32]chan<- fileAnswer
 	lastID   uint32
+}
+
+// expectations of what a server's goroutine waits for.
+type expectations struct {
+	requests session.Expectation // the client's next words
+	results  session.Expectation // of a SEND
+	changes  session.Expectation // of hands: GRANTED, RELEASED
 }
 
 // NewAgent makes an agent that serves everything locally until Run has found the host. The error says what this process lacks for

@@ -114,6 +114,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return n, err
 		}
 		if !local {
+			c.poll(&c.agent.expects.requests, c.hasNews)
 			select {
 			case <-c.readable:
 				woken = true
@@ -125,6 +126,23 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// poll asks the host for what is expected instead of sleeping at once. c.mu is not held.
+func (c *Conn) poll(e *session.Expectation, done func() bool) {
+	c.mu.Lock()
+	s := c.session
+	c.mu.Unlock()
+	if s != nil {
+		s.Poll(e, done)
+	}
+}
+
+// hasNews tells whether a reader need not wait.
+func (c *Conn) hasNews() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.in.len() > 0 || c.inEnd || c.closed || c.failed != nil || c.end.Phase() == lease.Local
 }
 
 // readInbox reads what has come through the host. Without that and without an error there is nothing to be had but from our own socket, if the

@@ -194,6 +194,7 @@ func (c *Conn) result() (result, error) {
 			c.takeHead()
 			return result{}, c.opError("write", net.ErrClosed)
 		}
+		c.poll(&c.agent.expects.results, func() bool { return len(c.results) > 0 })
 		select {
 		case r := <-c.results:
 			return r, nil

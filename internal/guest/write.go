@@ -170,10 +170,19 @@ func (c *Conn) lockSettled() error {
 		if err != nil {
 			return c.opError("write", err)
 		}
+		c.poll(&c.agent.expects.changes, c.isSettled)
 		if err := c.waitWritable(); err != nil {
 			return err
 		}
 	}
+}
+
+// isSettled tells whether lockSettled need not wait.
+func (c *Conn) isSettled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	phase := c.end.Phase()
+	return c.closed || c.failed != nil || phase == lease.Local || phase == lease.Leased
 }
 
 // waitWritable waits for news or the write deadline.

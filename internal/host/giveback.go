@@ -125,6 +125,11 @@ func (l *leaseConn) handBack() error {
 
 // awaitAnswer waits for TAKEN or KEEP. It returns 0 when none can come any more.
 func (l *leaseConn) awaitAnswer() wire.Type {
+	l.handler.session.Poll(&l.vm.expects.answers, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.answer != 0 || l.over != wire.ReasonOK
+	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.answer == 0 && !l.orphan && (l.over == wire.ReasonOK || l.over == wire.ReasonClosed) {
@@ -144,6 +149,10 @@ func (l *leaseConn) release() (over wire.Reason) {
 	l.vm.counters.handbacks.Add(1)
 	l.handler.forget(l) // before the guest may use the id again
 	_ = send(l.handler, l.id, 0, wire.Released{Window: l.socket.snapshot.Window.Peer(), Leased: uint64(l.leased)})
+	if l.socket.clientWaits {
+		before := l.handler.handovers.Load()
+		l.handler.session.Poll(&l.vm.expects.handovers, func() bool { return l.handler.handovers.Load() != before })
+	}
 	l.close()
 	return wire.ReasonOK
 }

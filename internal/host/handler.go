@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"spillway/internal/session"
 	"spillway/internal/wire"
@@ -14,6 +15,8 @@ type handler struct {
 	vm      *vm
 	session *session.Session
 	desk    *desk
+
+	handovers atomic.Uint64 // that have come
 
 	mu     sync.Mutex
 	leases map[uint32]*leaseConn
@@ -69,6 +72,7 @@ func (h *handler) handover(id uint32, payload []byte) error {
 	if err != nil {
 		return err
 	}
+	h.handovers.Add(1)
 	l := newLeaseConn(h, id, &m.State)
 	h.mu.Lock()
 	_, twice := h.leases[id]

@@ -22,8 +22,23 @@ func (l *leaseConn) receive() {
 		if n == 0 {
 			break
 		}
+		if n > 0 {
+			l.pollReply()
+		}
 	}
 	l.watch()
+}
+
+// pollReply asks for the guest's answer to what the client has said.
+func (l *leaseConn) pollReply() {
+	l.mu.Lock()
+	before := l.relayedAt
+	l.mu.Unlock()
+	l.handler.session.Poll(&l.vm.expects.replies, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.heard != before || l.over != wire.ReasonOK || l.discard
+	})
 }
 
 // awaitTurn returns how many bytes may be read at once. It waits until there are any, and until there is something for the receiver to do.
@@ -114,6 +129,7 @@ func (l *leaseConn) pass(buf *buffer, n int, err error) error {
 		l.eof = true
 	case !quiet:
 		l.credit -= int64(n)
+		l.relayedAt = l.heard
 	}
 	l.mu.Unlock()
 	switch {

@@ -31,11 +31,19 @@ type vm struct {
 	maxFiles  int
 	counters  counters
 	complain  limiter // for what a guest can cause at will
+	expects   expectations
 
 	mu       sync.Mutex
 	files    map[wire.FileRef]int // how many SENDs and READs under way use each file
 	leases   map[*leaseConn]struct{}
 	handlers map[*handler]struct{} // live sessions
+}
+
+// expectations of what leases wait for.
+type expectations struct {
+	replies   session.Expectation // to what the client has said
+	answers   session.Expectation // to HANDBACK
+	handovers session.Expectation // of a connection that was just given back with the client's request
 }
 
 func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error) {
@@ -67,8 +75,9 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 func (v *vm) serve(ctx context.Context, conn channel.Conn, begins *limiter) error {
 	hello := wire.Hello{Window: window, MaxLeases: uint32(v.maxLeases)}
 	opts := session.Options{
-		Silent: v.daemon.cfg.Limits.SessionTimeout.Value(),
-		Ended:  func(err error) { v.tellEnd(ctx, err) },
+		Silent:   v.daemon.cfg.Limits.SessionTimeout.Value(),
+		BusyPoll: v.daemon.cfg.BusyPoll.Value(),
+		Ended:    func(err error) { v.tellEnd(ctx, err) },
 	}
 	return session.Host(ctx, conn, hello, opts, func(s *session.Session) session.Handler {
 		h := newHandler(v, s)

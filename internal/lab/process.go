@@ -117,9 +117,13 @@ func (l *Lab) StartHost() error {
 
 // hostConfig is the daemon's configuration, as a user would write it.
 func (l *Lab) hostConfig() string {
+	busyPoll := ""
+	if d := l.busyPoll(); d != nil {
+		busyPoll = fmt.Sprintf("busy_poll = %q\n", d)
+	}
 	return fmt.Sprintf(`# The host daemon of lab %s.
 admin = %q
-
+%s
 [[share]]
 name = %q
 path = %q
@@ -129,7 +133,7 @@ name = %q
 channels = ["unix:%s", "unix:%s"]
 addresses = ["%s", "%s"]
 shares = [%q]
-`, l.Name, l.adminSocket(), shareName, l.Files, vmName, l.channelSocket(Offload), l.channelSocket(Lease),
+`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, l.channelSocket(Offload), l.channelSocket(Lease),
 		guestAddr4.Addr(), guestAddr6.Addr(), shareName)
 }
 
@@ -152,6 +156,15 @@ func (l *Lab) StartServer(arm Arm) error {
 // emulatedBusyPoll suits a VM whose CPU is emulated: a wake-up takes it half a millisecond.
 const emulatedBusyPoll = time.Millisecond
 
+// busyPoll is the busy_poll of daemon and servers; nil: their default.
+func (l *Lab) busyPoll() *time.Duration {
+	if l.BusyPoll == nil && l.VM == QEMU {
+		d := emulatedBusyPoll
+		return &d
+	}
+	return l.BusyPoll
+}
+
 // serveArgs are the arguments of an arm's media server.
 func (l *Lab) serveArgs(arm Arm, channel, mount string) []string {
 	args := []string{
@@ -164,10 +177,8 @@ func (l *Lab) serveArgs(arm Arm, channel, mount string) []string {
 		return append(args, "--mode", string(config.ModeOff))
 	}
 	args = append(args, "--mode", string(arm), "--channel", channel, "--threshold", fmt.Sprint(l.Threshold))
-	if l.BusyPoll != nil {
-		args = append(args, "--busy-poll", l.BusyPoll.String())
-	} else if l.VM == QEMU {
-		args = append(args, "--busy-poll", emulatedBusyPoll.String())
+	if d := l.busyPoll(); d != nil {
+		args = append(args, "--busy-poll", d.String())
 	}
 	return args
 }

@@ -2,12 +2,14 @@ package session
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -155,6 +157,14 @@ type watched struct {
 }
 
 func watch(t testing.TB, c closer) *watched { return &watched{closer: c, t: t} }
+
+// SyscallConn makes a watched socket one for the netpoller, as the product's channels are.
+func (w *watched) SyscallConn() (syscall.RawConn, error) {
+	if c, ok := w.closer.(syscall.Conn); ok {
+		return c.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
 
 func (w *watched) Write(b []byte) (int, error) {
 	if w.writing.Add(1) != 1 {

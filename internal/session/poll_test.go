@@ -1,86 +1,158 @@
 package session
 
 import (
-	"io"
+	"context"
+	"errors"
+	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
+
+	"spillway/internal/wire"
 )
 
-// counted is a Conn that counts the Reads that may wait.
-type counted struct {
-	*net.UnixConn
-	reads int
-}
-
-func (c *counted) Read(b []byte) (int, error) {
-	c.reads++
-	return c.UnixConn.Read(b)
-}
-
-// TestPoller: dense traffic is read by asking; the first pause that is longer than the limit ends that, and an idle reader waits like anybody.
-func TestPoller(t *testing.T) {
+// polled is a session of a host whose Poll asks for limit, and the guest's end of its channel, a socket.
+func polled(t *testing.T, limit time.Duration) (*recorder, *peer) {
+	t.Helper()
 	a, b := unixPair(t)
-	conn := &counted{UnixConn: a}
-	p := newPoller(conn, time.Minute) // no pause of this test is longer
-	buf := make([]byte, 16)
-	say := func(text string) {
-		t.Helper()
-		if _, err := io.WriteString(b, text); err != nil {
+	s := start(t, a, func(ctx context.Context, c Conn, o Options, begin func(*Session) Handler) error {
+		o.BusyPoll = limit
+		return Host(ctx, c, testHello, o, begin)
+	})
+	p := byHand(t, b)
+	p.say(ready(p.await(wire.TypeHello).Session))
+	return s.session(), p
+}
+
+// TestPoll: frames are handled once and in order, whoever reads them.
+func TestPoll(t *testing.T) {
+	r, p := polled(t, long)
+	const frames, pollers = 2000, 4
+	var heard sync.WaitGroup
+	heard.Add(frames)
+	r.side.frame = func(*recorder, wire.Header, []byte) error { heard.Done(); return nil }
+	all := make(chan struct{})
+	go func() { heard.Wait(); close(all) }()
+	var polling sync.WaitGroup
+	for range pollers {
+		polling.Go(func() {
+			var e Expectation
+			for {
+				select {
+				case <-all:
+					return
+				default:
+					r.session.Poll(&e, func() bool {
+						select {
+						case <-all:
+							return true
+						default:
+							return false
+						}
+					})
+				}
+			}
+		})
+	}
+	for i := range frames {
+		p.say(data(r.session.ID, 16, fmt.Sprint(i)))
+	}
+	polling.Wait()
+	for i := range frames {
+		if got := next(t, "a frame", r.got); got != frameText(16, fmt.Sprint(i)) {
+			t.Fatalf("frame %d is %s", i, got)
+		}
+	}
+}
+
+// TestPollReads: the caller of Poll reads, even if the session's own goroutine never gets to run.
+func TestPollReads(t *testing.T) {
+	a, b := unixPair(t)
+	s := newSession(a, 7, testHello, nil)
+	r := &recorder{side: &side{t: t}, session: s, got: make(chan string, 10)}
+	s.intake, s.busyPoll = newIntake(a, wire.NewHostReader(a), r), long
+	frames := append(data(7, 16, "first"), data(7, 16, "second")...)
+	for _, part := range [][]byte{frames[:5], frames[5:30], frames[30:]} { // frames need not come whole
+		if _, err := b.Write(part); err != nil {
 			t.Fatal(err)
 		}
 	}
-	hear := func(want string) {
-		t.Helper()
-		n, err := p.Read(buf)
-		if err != nil || string(buf[:n]) != want {
-			t.Fatalf("read %q, %v; want %q", buf[:n], err, want)
-		}
-	}
-	say("a")
-	hear("a")
-	if conn.reads != 1 || !p.dense {
-		t.Fatalf("the first read waited %d times, dense %v", conn.reads, p.dense)
-	}
-	for range 3 {
-		go func() {
-			time.Sleep(time.Millisecond)
-			_, _ = io.WriteString(b, "b") // the read meets the error
-		}()
-		hear("b")
-	}
-	if conn.reads != 1 {
-		t.Fatalf("%d reads waited, want 1: the others were to ask", conn.reads)
-	}
-
-	p.limit = time.Millisecond
-	go func() {
-		time.Sleep(50 * time.Millisecond)
-		_, _ = io.WriteString(b, "c")
-	}()
-	hear("c")
-	if conn.reads != 2 || p.dense {
-		t.Fatalf("after a long pause %d reads have waited and dense is %v", conn.reads, p.dense)
-	}
-
-	// The end of the stream is the Conn's to tell, also to a reader who asks.
-	p.limit, p.dense = 10*time.Millisecond, true
-	b.Close()
-	if n, err := p.Read(buf); n != 0 || err != io.EOF {
-		t.Fatalf("read %d, %v at the end of the stream", n, err)
+	s.Poll(&Expectation{}, func() bool { return len(r.got) == 2 })
+	if first, second := next(t, "a frame", r.got), next(t, "a frame", r.got); first != frameText(16, "first") || second != frameText(16, "second") {
+		t.Errorf("heard %s and %s", first, second)
 	}
 }
 
-// TestPollerOff: without a limit, or on a Conn without a descriptor, nothing is asked.
-func TestPollerOff(t *testing.T) {
-	a, _ := unixPair(t)
-	if p := newPoller(a, 0); p.raw != nil {
-		t.Error("a limit of 0 polls")
+// TestPollInVain: silence is not waited for longer than the limit, and ever more rarely.
+func TestPollInVain(t *testing.T) {
+	r, _ := polled(t, time.Millisecond)
+	var e Expectation
+	asked := 0
+	never := func() bool { asked++; return false }
+	var times []int // the calls that asked
+	for i := range 300 {
+		before := asked
+		began := time.Now()
+		r.session.Poll(&e, never)
+		if took := time.Since(began); took > long/10 {
+			t.Fatalf("call %d took %v", i, took)
+		}
+		if asked > before {
+			times = append(times, i)
+		}
 	}
-	c, d := net.Pipe()
-	defer c.Close()
-	defer d.Close()
-	if p := newPoller(c, time.Second); p.raw != nil {
-		t.Error("a Conn without a descriptor is polled")
+	if got, want := fmt.Sprint(times), "[0 2 6 14 30 62 126 190 254]"; got != want {
+		t.Errorf("asked in the calls %s, want %s", got, want)
+	}
+	r.session.Poll(&Expectation{}, func() bool { return true })
+	e.learn(true)
+	before := asked
+	r.session.Poll(&e, never)
+	if asked == before {
+		t.Error("not asked after a success")
+	}
+}
+
+// TestPollOff: without a limit, or on a Conn without a descriptor, nothing is asked.
+func TestPollOff(t *testing.T) {
+	unexpected := func() bool { t.Error("asked"); return true }
+	r, _ := polled(t, 0)
+	r.session.Poll(&Expectation{}, unexpected)
+
+	a, b := net.Pipe()
+	defer b.Close()
+	s := startHost(t, a)
+	p := byHand(t, b)
+	p.say(ready(p.await(wire.TypeHello).Session))
+	piped := s.session().session
+	piped.busyPoll = long
+	piped.Poll(&Expectation{}, unexpected)
+	s.stop()
+}
+
+// TestPollEnds: a breach that Poll meets ends the session, and the session's own goroutine tells.
+func TestPollEnds(t *testing.T) {
+	for name, say := range map[string]func(r *recorder, p *peer){
+		"another session's frame": func(r *recorder, p *peer) { p.say(data(r.session.ID+2, 16, "x")) },
+		"a new guest":             func(_ *recorder, p *peer) { p.say(greet()) },
+		"what the handler refuses": func(r *recorder, p *peer) {
+			p.say(data(r.session.ID, 16, "refused"))
+		},
+		"the end of the channel": func(_ *recorder, p *peer) { _ = p.conn.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, p := polled(t, long)
+			refused := errors.New("refused")
+			r.side.frame = func(*recorder, wire.Header, []byte) error { return refused }
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				r.session.Poll(&Expectation{}, func() bool { return len(r.end) > 0 })
+			}()
+			say(r, p)
+			next(t, "the end of the session", r.end)
+			next(t, "the end of Poll", ended)
+		})
 	}
 }

@@ -23,7 +23,8 @@ type Conn interface {
 	SetWriteDeadline(time.Time) error
 }
 
-// Handler takes what a session brings. Its methods are called one at a time, by the goroutine that runs Host or Guest.
+// Handler takes what a session brings. Its methods are called one at a time, Frame by the goroutine that runs Host or Guest or by one that calls
+// Poll, End by the former.
 type Handler interface {
 	// Frame takes one frame; payload is valid during the call only. It must not wait for the other side. An error ends the session.
 	Frame(h wire.Header, payload []byte) error
@@ -55,8 +56,11 @@ type Session struct {
 	ID    uint32
 	Hello wire.Hello // as the host sent it
 
-	conn Conn
+	conn     Conn
+	intake   *intake
+	busyPoll time.Duration
 
+	polling  atomic.Bool // a goroutine polls
 	heard    atomic.Bool // a frame arrived since the last tick
 	spoke    atomic.Bool // a frame was written since the last tick
 	replying atomic.Bool // an answer of the session itself is on its way
@@ -215,35 +219,18 @@ func (s *Session) tickWriter() int {
 	return s.stuck
 }
 
-// run reads frames until the session ends, and tells the handler. again is the frame that began a newer session, if one did.
-func (s *Session) run(r *wire.Reader, h Handler, silentLimit time.Duration) (again bool, header wire.Header, payload []byte, err error) {
+// run takes in frames until the session ends, and tells the handler. The outcome's err is what the handler was told.
+func (s *Session) run(silentLimit time.Duration) outcome {
 	stop := make(chan struct{})
 	go s.watch(silentLimit, stop)
 	defer close(stop)
 	s.heard.Store(true)
-	for {
-		header, payload, err = r.Next()
-		if err != nil {
-			break
-		}
-		s.heard.Store(true)
-		if header.Type == wire.TypeGreet || header.Type == wire.TypeHello && header.Session != s.ID {
-			again, err = true, ErrRestart
-			break
-		}
-		if header.Session != s.ID {
-			err = fmt.Errorf("%w: %v of another session", wire.ErrFormat, header.Type)
-			break
-		}
-		if err = s.frame(header, payload, h); err != nil {
-			break
-		}
-	}
-	err = s.failure(err)
+	o := s.take(s.intake)
+	o.err = s.failure(o.err)
 	// The next session takes the deadlines back, which must not keep a write of this one alive.
 	s.awaitWriter()
-	h.End(err)
-	return again, header, payload, err
+	s.intake.handler.End(o.err)
+	return o
 }
 
 // frame handles the session's own frames and leaves the others to h.

@@ -15,7 +15,7 @@ import (
 // Options of Host and Guest. The zero value is right in production.
 type Options struct {
 	Silent time.Duration // how long a silent other side is believed; default DefaultSilent, whole seconds
-	// BusyPoll is how long to ask for the next frame, while traffic is dense, before waiting to be woken; 0: not at all.
+	// BusyPoll is how long Poll asks; 0: not at all.
 	BusyPoll time.Duration
 	Ended    func(error) // told why each session ended, and each offer that could not be understood
 }
@@ -37,7 +37,7 @@ func (o Options) ended(err error) {
 // session that the guest has accepted.
 func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin func(*Session) Handler) error {
 	hello.Version = wire.Version
-	l := &link{conn: conn, reader: wire.NewHostReader(newPoller(conn, opts.BusyPoll)), opts: opts}
+	l := &link{conn: conn, reader: wire.NewHostReader(conn), opts: opts}
 	return l.serve(ctx, func() (*Session, error) {
 		id := rand.Uint32() | 1 // 0 is no session
 		offer := wire.Append(nil, id, 0, 0, hello)
@@ -66,7 +66,7 @@ func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin 
 
 // Guest accepts the sessions that the host offers over conn and serves them, one after the other, until the channel fails or ctx is done.
 func Guest(ctx context.Context, conn Conn, opts Options, begin func(*Session) Handler) error {
-	l := &link{conn: conn, reader: wire.NewGuestReader(newPoller(conn, opts.BusyPoll)), opts: opts}
+	l := &link{conn: conn, reader: wire.NewGuestReader(conn), opts: opts}
 	greet := wire.Append(nil, 0, 0, 0, wire.Greet{Version: wire.Version})
 	return l.serve(ctx, func() (*Session, error) {
 		stop := l.repeat(ctx, greet)
@@ -116,7 +116,11 @@ func (l *link) serve(ctx context.Context, agree func() (*Session, error), begin 
 		if err != nil {
 			return errors.Join(ctx.Err(), err)
 		}
-		l.again, l.header, l.payload, err = s.run(l.reader, begin(s), l.opts.silent())
+		s.busyPoll = l.opts.BusyPoll
+		s.intake = newIntake(l.conn, l.reader, nil)
+		s.intake.handler = begin(s)
+		o := s.run(l.opts.silent())
+		l.again, l.header, l.payload, err = o.again, o.header, o.payload, o.err
 		l.opts.ended(err)
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -46,6 +46,28 @@ func (r *Reader) Next() (Header, []byte, error) {
 	return h, payload, nil
 }
 
+// Buffered returns the next frame, like Next, if the stream has given all of it already; otherwise ok is false.
+func (r *Reader) Buffered() (h Header, payload []byte, ok bool, err error) {
+	if r.w-r.r < HeaderSize {
+		return h, nil, false, nil
+	}
+	h, err = parseHeader(r.buf[r.r:r.w])
+	if err != nil || r.w-r.r < HeaderSize+int(h.Length) {
+		return h, nil, false, err
+	}
+	h, payload, err = r.Next()
+	return h, payload, err == nil, err
+}
+
+// Fill adds what one call of read gives to what Buffered looks at, and returns the error of read. The payload that was returned last is not valid any more.
+// What the stream gives while read is being called belongs to this call: Fill and the other methods must not be called meanwhile.
+func (r *Reader) Fill(read func(p []byte) (int, error)) error {
+	r.makeRoom()
+	n, err := read(r.buf[r.w:])
+	r.w += n
+	return err
+}
+
 // Sync drops bytes until a frame begins that opens a session towards this reader and is valid as a whole, and returns this frame, like
 // Next. The bytes of an unfinished frame of a dead session are searched too. After an error of the stream, Sync may be called again.
 func (r *Reader) Sync() (Header, []byte, error) {
@@ -90,8 +112,8 @@ func (r *Reader) fill(n int) error {
 	return nil
 }
 
-// read adds what one Read of the stream gives.
-func (r *Reader) read() error {
+// makeRoom leaves room for the rest of the frame that has begun, at least.
+func (r *Reader) makeRoom() {
 	switch {
 	case r.r == r.w:
 		r.r, r.w = 0, 0
@@ -99,6 +121,11 @@ func (r *Reader) read() error {
 		r.w = copy(r.buf, r.buf[r.r:r.w])
 		r.r = 0
 	}
+}
+
+// read adds what one Read of the stream gives.
+func (r *Reader) read() error {
+	r.makeRoom()
 	n, err := r.src.Read(r.buf[r.w:])
 	r.w += n
 	if n > 0 {
