@@ -10,7 +10,9 @@ import (
 
 // headHold is how long the head of a response may wait for its body. A server that writes a body writes it at once; one that does
 // not (HEAD) is found out earlier, when it turns to reading.
-const headHold = time.Millisecond
+//
+// It is long for a server that is waiting for a CPU, and short for a person.
+const headHold = 10 * time.Millisecond
 
 // maxHead bounds what is looked at and held back; it travels in a SEND.
 const maxHead = wire.MaxSendHeader
