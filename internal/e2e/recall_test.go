@@ -67,8 +67,11 @@ func TestRecallWhileStreaming(t *testing.T) {
 			t.Errorf("recall found %d leases, want 1", n)
 		}
 	}
+	eventually(t, "the connection is back in the middle of its response", func() bool { return hostStatus(t, l).Handbacks == 1 })
 	c.take(want[readSome:])
-	eventually(t, "the connection is back when its response is sent", func() bool { return hostStatus(t, l).Handbacks == 1 })
+	if s := serverStats(t, l, lab.Lease); s.Counts.SentBytes == 0 || s.Counts.LocalBytes == 0 || s.Counts.SentBytes+s.Counts.LocalBytes != uint64(len(want)) {
+		t.Errorf("%+v; want a part of %d bytes sent by the host, and the rest by the guest", s.Counts, len(want))
+	}
 	c.get("10m.mp4", files.files["10m.mp4"])
 	eventually(t, "the connection is leased again", func() bool {
 		s := serverStats(t, l, lab.Lease)

@@ -53,6 +53,7 @@ type Conn struct {
 	dataSent     uint64
 	outEnd       bool        // END sent, or the socket's writing side shut down
 	sending      bool        // a SEND is under way
+	sendCount    int64       // its bytes
 	results      chan result // what became of it
 	closed       bool        // the server called Close
 	takenAt      time.Time   // the answer to HANDBACK
@@ -62,9 +63,9 @@ type Conn struct {
 
 // result is news for the writer that waits for a SEND.
 type result struct {
-	kind    wire.Type   // TypeRefused, TypeSent; 0: the connection is over
+	kind    wire.Type   // TypeRefused, TypeSent, TypeHandback (recalled in the middle); 0: the connection is over
 	reason  wire.Reason // of TypeRefused and TypeSent
-	bytes   int64       // of TypeSent
+	bytes   int64       // of TypeSent and TypeHandback
 	started bool        // of TypeSent
 }
 

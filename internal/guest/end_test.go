@@ -29,7 +29,7 @@ var phases = []struct {
 	{"returning", lease.Returning, func(h *handing) {
 		h.say(h.id, 0, wire.Granted{})
 		h.sent()
-		h.say(h.id, 0, wire.Handback{State: h.state.State})
+		h.say(h.id, 0, wire.Handback{Sent: -1, State: h.state.State})
 		hear[wire.Taken](h.script)
 	}},
 }
@@ -271,14 +271,14 @@ func TestAbortRead(t *testing.T) {
 		case 1:
 			s.say(h.id, 0, wire.Granted{})
 			h.sent()
-			s.say(h.id, 0, wire.Handback{State: h.state.State})
+			s.say(h.id, 0, wire.Handback{Sent: -1, State: h.state.State})
 			hear[wire.Taken](s)
 			s.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
 		case 2:
 			s.say(h.id, 0, wire.Granted{})
 			h.sent()
 			time.Sleep(time.Millisecond)
-			s.say(h.id, 0, wire.Handback{State: h.state.State})
+			s.say(h.id, 0, wire.Handback{Sent: -1, State: h.state.State})
 			hear[wire.Taken](s)
 			s.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
 		}

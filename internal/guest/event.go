@@ -179,7 +179,10 @@ func (c *Conn) handback(payload []byte) error {
 		return err
 	}
 	began := time.Now()
-	settled := m.Data == c.dataSent && !c.sending && !c.outEnd && !c.closed && c.failed == nil
+	if c.sending && m.Sent > c.sendCount {
+		return fmt.Errorf("%w: %d bytes sent of %d", wire.ErrFormat, m.Sent, c.sendCount)
+	}
+	settled := m.Data == c.dataSent && (m.Sent >= 0) == c.sending && !c.outEnd && !c.closed && c.failed == nil
 	err = c.end.Handback(&m.State, settled, func(answer wire.Message) error {
 		c.say(answer, 0)
 		return nil
@@ -191,6 +194,10 @@ func (c *Conn) handback(payload []byte) error {
 		c.kept = true
 		c.agent.stats.count(func(s *Counts) { s.Kept++ })
 		return nil
+	}
+	if c.sending { // a recall has cut it short
+		c.sending = false
+		_ = c.tell(result{kind: wire.TypeHandback, bytes: m.Sent})
 	}
 	c.takenAt = time.Now()
 	c.agent.stats.step(StepRestore, c.takenAt.Sub(began))

@@ -28,7 +28,7 @@ func TestOffload(t *testing.T) {
 		s.say(head.ID, 0, wire.Granted{})
 		s.say(head.ID, wire.FlagStarted, wire.Sent{Bytes: size})
 		await(t, done, size, nil)
-		s.say(head.ID, 0, wire.Handback{State: state.State, Said: []byte("next but one")[:round]})
+		s.say(head.ID, 0, wire.Handback{Sent: -1, State: state.State, Said: []byte("next but one")[:round]})
 		hear[wire.Taken](s)
 		if h.server.phase() != lease.Returning {
 			t.Errorf("phase is %v", h.server.phase())
@@ -69,7 +69,7 @@ func TestLateEnd(t *testing.T) {
 	r := newRig(t, Policy{Mode: Lease})
 	s := r.script()
 	h := r.leased(s)
-	s.say(h.id, 0, wire.Handback{State: h.state.State})
+	s.say(h.id, 0, wire.Handback{Sent: -1, State: h.state.State})
 	hear[wire.Taken](s)
 	s.say(h.id, 0, wire.Data{Data: []byte("last words")})
 	s.say(h.id, 0, wire.End{})
@@ -107,7 +107,7 @@ func TestRecall(t *testing.T) {
 		if round%2 == 0 {
 			time.Sleep(2 * time.Millisecond) // let it block; without that, it may begin at any moment
 		}
-		s.say(h.id, 0, wire.Handback{State: h.state.State})
+		s.say(h.id, 0, wire.Handback{Sent: -1, State: h.state.State})
 		hear[wire.Taken](s)
 		s.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
 		if _, err := h.client.Write([]byte("hello")); err != nil {
@@ -126,7 +126,7 @@ func TestRecall(t *testing.T) {
 		s.say(h.id, 0, wire.Granted{})
 		h.sent()
 		s.say(h.id, 0, wire.Data{Data: []byte("first ")})
-		s.say(h.id, 0, wire.Handback{State: h.state.State})
+		s.say(h.id, 0, wire.Handback{Sent: -1, State: h.state.State})
 		hear[wire.Taken](s)
 		s.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
 		if _, err := h.client.Write([]byte("second")); err != nil {
@@ -136,6 +136,29 @@ func TestRecall(t *testing.T) {
 		h.begin()
 		s.say(h.id, 0, wire.Granted{})
 		h.sent()
+	}
+	h.over(wire.ReasonClientGone)
+	s.lives()
+}
+
+// TestCutShort: a recall in the middle of a response leaves the rest to the guest, whose server notices nothing.
+func TestCutShort(t *testing.T) {
+	r := newRig(t, Policy{Mode: Lease})
+	s := r.script()
+	h := r.handOver(s)
+	s.say(h.id, 0, wire.Granted{})
+	for _, sent := range []int64{0, 40_000, bodySize - 1, bodySize} {
+		s.say(h.id, 0, wire.Handback{State: h.state.State, Sent: sent})
+		hear[wire.Taken](s)
+		s.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()})
+		await(t, h.done, bodySize, nil)
+		h.clientReads(h.body[sent:]) // the rest; this test's host has sent nothing
+		h.begin()
+		s.say(h.id, 0, wire.Granted{})
+	}
+	h.sent()
+	if c := r.agent.Snapshot().Counts; c.Handbacks != 4 || c.SentBytes != 40_000+3*bodySize-1 || c.LocalBytes != 2*bodySize-40_000+1 {
+		t.Errorf("counts are %+v", c)
 	}
 	h.over(wire.ReasonClientGone)
 	s.lives()
@@ -165,6 +188,7 @@ func TestKeep(t *testing.T) {
 			hear[wire.End](h.script)
 			return 0
 		}},
+		{"no SEND to cut short", func(*testing.T, *handing) uint64 { return 0 }},
 		{"CLOSE has crossed", func(t *testing.T, h *handing) uint64 {
 			h.server.Close()
 			hear[wire.Close](h.script)
@@ -176,7 +200,11 @@ func TestKeep(t *testing.T) {
 			s := r.script()
 			h := r.leased(s)
 			heard := c.say(t, h)
-			s.say(h.id, 0, wire.Handback{State: h.state.State, Data: heard})
+			sent := int64(-1)
+			if c.name == "no SEND to cut short" {
+				sent = 0
+			}
+			s.say(h.id, 0, wire.Handback{Sent: sent, State: h.state.State, Data: heard})
 			if keep, _ := hear[wire.Keep](s); keep.Reason != wire.ReasonUnacked {
 				t.Errorf("KEEP is for %v", keep.Reason)
 			}
@@ -207,7 +235,7 @@ func TestHandbackBroken(t *testing.T) {
 	broken := h.state.State
 	broken.Local, broken.Remote = broken.Remote, broken.Local // this 4-tuple is the client's
 	for range 2 {
-		s.say(h.id, 0, wire.Handback{State: broken})
+		s.say(h.id, 0, wire.Handback{Sent: -1, State: broken})
 		if keep, _ := hear[wire.Keep](s); keep.Reason != wire.ReasonKernel {
 			t.Errorf("KEEP is for %v", keep.Reason)
 		}
@@ -229,7 +257,11 @@ func TestBreaches(t *testing.T) {
 		"REFUSED after GRANTED":     func(h *handing) { h.say(h.id, 0, wire.Refused{Reason: wire.ReasonLimit}) },
 		"SENT without SEND":         func(h *handing) { h.say(h.id, wire.FlagStarted, wire.Sent{Bytes: 1}) },
 		"RELEASED without HANDBACK": func(h *handing) { h.say(h.id, 0, wire.Released{Window: h.state.State.Window.Peer()}) },
-		"a guest's frame":           func(h *handing) { h.say(h.id, 0, wire.Taken{}) },
+		"HANDBACK with more sent than asked for": func(h *handing) {
+			h.next()
+			h.say(h.id, 0, wire.Handback{State: h.state.State, Sent: bodySize + 1})
+		},
+		"a guest's frame": func(h *handing) { h.say(h.id, 0, wire.Taken{}) },
 		"DATA beyond the window": func(h *handing) {
 			for range 4 {
 				h.say(h.id, 0, wire.Data{Data: make([]byte, wire.MaxData)})

@@ -60,7 +60,7 @@ func (c *Conn) sendLeased(send wire.Send) error {
 	if err := c.session.Write(c.frame); err != nil {
 		return wire.ReasonHostAway
 	}
-	c.sending = true
+	c.sending, c.sendCount = true, send.Count
 	return nil
 }
 
@@ -90,7 +90,7 @@ func (c *Conn) handover(send wire.Send) error {
 		c.agent.stats.step(StepFreeze, time.Since(c.began))
 		c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd, c.kept = s, id, int(s.Hello.Window), 0, 0, false, false
 		c.early = c.in.len()
-		c.sending = true // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
+		c.sending, c.sendCount = true, send.Count // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
 		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
 		c.frame = wire.Append(c.frame, s.ID, id, c.sendFlags(), send)
 		if err := s.Write(c.frame); err != nil {
@@ -173,6 +173,10 @@ func (c *Conn) awaitSent(send wire.Send) (int64, error) {
 		return 0, nil
 	case wire.TypeSent:
 		return c.finishSent(send, r)
+	case wire.TypeHandback: // the caller sends the rest
+		c.takeHead()
+		c.agent.stats.count(func(s *Counts) { s.Sends++; s.SentBytes += uint64(r.bytes) })
+		return r.bytes, nil
 	}
 	c.takeHead()
 	return 0, c.settle() // the connection is over, and settle has the cause

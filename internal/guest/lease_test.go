@@ -358,7 +358,7 @@ func TestWriteDeadline(t *testing.T) {
 		}
 		h.givenUp()
 		// What comes of the SEND meanwhile is nobody's, and a HANDBACK must be answered.
-		s.say(h.id, 0, wire.Handback{State: h.state.State})
+		s.say(h.id, 0, wire.Handback{Sent: -1, State: h.state.State})
 		hear[wire.Keep](s)
 		s.say(h.id, wire.FlagStarted, wire.Sent{Bytes: bodySize})
 		h.givenUp()

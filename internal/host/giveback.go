@@ -25,54 +25,62 @@ var errUnsettled = errors.New("the connection is not idle")
 // Nothing of the client's gets lost: its acknowledgements and what it says reach our socket until the guest's lives, and are passed on.
 func (l *leaseConn) giveBack() wire.Reason {
 	began := l.vm.daemon.now()
-	err := errUnsettled
-	if l.drain() {
-		l.vm.daemon.step(StepDrain, began)
-		err = l.handBack()
+	if !l.await(func() bool { n, err := l.socket.outstanding(); return err == nil && n == 0 }) {
+		return l.keep(errUnsettled)
 	}
-	if err != nil {
-		l.hear(relays)
-		l.vm.counters.keeps.Add(1)
-		if l.end.Phase() != lease.Leased {
-			l.complainOnce("a connection broke while it was given back", err)
-			return wire.ReasonKernel
+	l.vm.daemon.step(StepDrain, began)
+	return l.handBack(nil, func() (int64, error) { return -1, nil })
+}
+
+// cutShort is giveBack in the middle of a file, of which the first byte is the client's byte number before, as counted from the beginning of the lease.
+func (l *leaseConn) cutShort(before int64) wire.Reason {
+	l.mu.Lock()
+	l.recall = recallTried
+	l.mu.Unlock()
+	// The guest has what came before no more.
+	if !l.await(func() bool { p, err := l.socket.progress(); return err == nil && p.Sent >= uint64(before) }) {
+		return l.keep(errUnsettled)
+	}
+	settle := func() error {
+		began := l.vm.daemon.now()
+		if !l.await(func() bool { p, err := l.socket.progress(); return err == nil && p.Acked == p.Sent }) {
+			return errUnsettled
 		}
-		return wire.ReasonOK
+		l.vm.daemon.step(StepDrain, began)
+		return nil
 	}
-	began = l.vm.daemon.now()
-	switch l.awaitAnswer() {
-	case wire.TypeTaken:
-		over := l.release()
-		l.vm.daemon.step(StepRelease, began)
-		return over
-	case wire.TypeKeep:
-		l.vm.counters.keeps.Add(1)
-		l.since = time.Now()
-		err = l.end.Kept()
-	default: // the session has ended, or the lease must
-		err = l.end.Lost()
-	}
+	return l.handBack(settle, func() (int64, error) {
+		p, err := l.socket.progress()
+		l.socket.sent = p.Sent
+		return int64(p.Sent) - before, err
+	})
+}
+
+// keep goes on with a lease that was not given back, unless its phase says otherwise.
+func (l *leaseConn) keep(err error) wire.Reason {
 	l.hear(relays)
-	if err != nil {
-		l.complainOnce("a connection broke that the guest did not take back", err)
+	l.vm.counters.keeps.Add(1)
+	l.grant(creditStep) // which was kept back so that the guest would come to a stop
+	if l.end.Phase() != lease.Leased {
+		l.complainOnce("a connection broke while it was given back", err)
 		return wire.ReasonKernel
 	}
 	return wire.ReasonOK
 }
 
-// drain waits until the client has acknowledged everything. It gives up when something else is to be done.
-func (l *leaseConn) drain() bool {
+// await waits until the client has acknowledged enough. It gives up when something else is to be done.
+func (l *leaseConn) await(enough func() bool) bool {
 	limit := time.Now().Add(l.vm.daemon.cfg.Limits.DrainTimeout.Value())
 	pause := drainSleepMin
 	for i := 0; ; i++ {
-		n, err := l.socket.outstanding()
+		done := enough()
 		l.mu.Lock()
-		idle := err == nil && l.settled()
+		idle := l.settled()
 		l.mu.Unlock()
 		switch {
 		case !idle:
 			return false
-		case n == 0:
+		case done:
 			return true
 		case i < drainYields:
 			runtime.Gosched()
@@ -85,8 +93,29 @@ func (l *leaseConn) drain() bool {
 	}
 }
 
-// handBack reads the connection's state and sends HANDBACK. After an error the lease goes on, unless its phase says otherwise.
-func (l *leaseConn) handBack() error {
+// handBack sends HANDBACK and does what the answer asks for. settle is that of lease.Host.Return, sent what HANDBACK tells of the SEND under way.
+func (l *leaseConn) handBack(settle func() error, sent func() (int64, error)) wire.Reason {
+	if err := l.offer(settle, sent); err != nil {
+		return l.keep(err)
+	}
+	began := l.vm.daemon.now()
+	var err error
+	switch l.awaitAnswer() {
+	case wire.TypeTaken:
+		over := l.release()
+		l.vm.daemon.step(StepRelease, began)
+		return over
+	case wire.TypeKeep:
+		err = l.end.Kept()
+		l.since = time.Now()
+	default: // the session has ended, or the lease must
+		err = l.end.Lost()
+	}
+	return l.keep(err)
+}
+
+// offer reads the connection's state and sends HANDBACK.
+func (l *leaseConn) offer(settle func() error, sent func() (int64, error)) error {
 	l.leased = time.Since(l.since)
 	began := l.vm.daemon.now()
 	l.receiving.Lock()
@@ -97,8 +126,12 @@ func (l *leaseConn) handBack() error {
 		return err
 	}
 	st := l.state
-	err = l.end.Return(&st, func() error {
+	err = l.end.Return(&st, settle, func() error {
 		l.vm.daemon.step(StepExtract, began)
+		bytes, err := sent()
+		if err != nil {
+			return err
+		}
 		l.mu.Lock()
 		if !l.settled() {
 			l.mu.Unlock()
@@ -106,9 +139,9 @@ func (l *leaseConn) handBack() error {
 		}
 		// Together with settled: what comes from now on has crossed with HANDBACK, and the guest answers KEEP.
 		l.awaiting, l.answer, l.asked = true, 0, time.Now()
-		hb := wire.Handback{State: st, Data: l.taken, Said: said}
+		hb := wire.Handback{State: st, Data: l.taken, Sent: bytes, Said: said}
 		l.mu.Unlock()
-		err := send(l.handler, l.id, 0, hb)
+		err = send(l.handler, l.id, 0, hb)
 		if err != nil {
 			l.mu.Lock()
 			l.awaiting = false

@@ -122,6 +122,18 @@ func (g *fakeGuest) send(id uint32, flags wire.Flags, messages ...wire.Message) 
 	}
 }
 
+// next waits for the next frame of a lease, whatever it is.
+func (g *fakeGuest) next(id uint32) (wire.Header, wire.Message) {
+	g.tb.Helper()
+	select {
+	case got := <-g.of(id):
+		return got.head, got.message
+	case <-time.After(patience):
+		g.tb.Fatalf("lease %d: no frame", id)
+		panic("unreachable")
+	}
+}
+
 // expect waits for the next frame of a lease and checks its type.
 func expect[M wire.Message](g *fakeGuest, id uint32) (M, wire.Flags) {
 	g.tb.Helper()

@@ -68,6 +68,7 @@ type leaseConn struct {
 	allowed   int         // DATA bytes that the guest may still send
 	taken     uint64      // DATA bytes that the guest has sent
 	sending   bool        // a SEND is under way: the guest has no answer yet
+	inFile    bool        // its file is being sent: a recall may interrupt it
 	ended     bool        // END or CLOSE has come: no more DATA and SEND
 	closing   bool        // CLOSE has come
 	credit    int64       // DATA bytes that the guest takes from us

@@ -26,12 +26,31 @@ const (
 	rests                // nothing: the socket is in repair mode, where a read fails
 )
 
-// callBack asks for the connection to be given back as soon as it is idle.
+// callBack asks for the connection to be given back as soon as it can be: idle, or in the middle of a file.
 func (l *leaseConn) callBack() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.recall = recalled
+	if l.inFile && l.live {
+		l.socket.interruptWrite()
+	}
 	l.work.Signal()
+}
+
+// recallAgain makes a recall that did not come about due again.
+func (l *leaseConn) recallAgain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.recall == recallTried {
+		l.recall = recalled
+	}
+}
+
+// wanted tells whether the connection is to be given back.
+func (l *leaseConn) wanted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.recall == recalled
 }
 
 // callBackSoon is callBack when the client has spoken, or been silent for a while. The receiver must be running.

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spillway/internal/lease"
 	"spillway/internal/share"
 	"spillway/internal/wire"
 )
@@ -28,10 +29,11 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 
 	began := l.vm.daemon.now()
 	sent, failure, over := l.sendBody(o, f)
+	l.recallAgain()
 	l.vm.daemon.step(StepSend, began)
 	l.vm.counters.bytes.Add(uint64(sent))
 	switch {
-	case over != wire.ReasonOK:
+	case over != wire.ReasonOK || l.end.Phase() == lease.Gone: // over, or given back
 		return over
 	case failure != wire.ReasonOK:
 		started := sent > 0 || len(o.header) > 0
@@ -76,10 +78,18 @@ func (l *leaseConn) sendBody(o *order, f *share.File) (sent int64, failure, over
 	return l.sendFile(f, o)
 }
 
-// sendFile sends the order's range.
+// sendFile sends the order's range, or as much of it as there is time for before the connection is wanted back.
 func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over wire.Reason) {
-	offset := o.offset
+	offset, before := o.offset, l.written.Load()
+	l.enterFile(true)
+	defer l.enterFile(false)
 	for sent < o.count {
+		if l.wanted() {
+			if over := l.cutShort(before); over != wire.ReasonOK || l.end.Phase() == lease.Gone {
+				return int64(l.socket.sent) - before, wire.ReasonOK, over
+			}
+			l.enterFile(true)
+		}
 		if sent > 0 && !unchanged(f, &o.file) {
 			return sent, wire.ReasonChanged, wire.ReasonOK
 		}
@@ -88,11 +98,24 @@ func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over
 		if reason != wire.ReasonOK {
 			return sent, reason, wire.ReasonOK
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) && l.wanted() {
+			continue
+		}
 		if over := l.writeEnd(err); over != wire.ReasonOK {
 			return sent, wire.ReasonOK, over
 		}
 	}
 	return sent, wire.ReasonOK, wire.ReasonOK
+}
+
+// enterFile lets a recall interrupt the sender, or not any more.
+func (l *leaseConn) enterFile(in bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inFile = in
+	if l.over == wire.ReasonOK && l.live {
+		l.socket.resumeWrite()
+	}
 }
 
 // unchanged checks a file again that was acquired some time ago.

@@ -112,15 +112,23 @@ func (l *leaseConn) writeData(data []byte, more bool) wire.Reason {
 		}
 		l.vm.counters.relayed.Add(uint64(len(data)))
 	}
-	if l.eaten += len(data); l.eaten < creditStep {
-		return wire.ReasonOK
+	l.eaten += len(data)
+	if !l.wanted() { // else the guest shall come to a stop
+		l.grant(creditStep)
+	}
+	return wire.ReasonOK
+}
+
+// grant gives the guest credit for the DATA that was written, if there was at least so much of it.
+func (l *leaseConn) grant(step int) {
+	if l.eaten == 0 || l.eaten < step {
+		return
 	}
 	l.mu.Lock()
 	l.allowed += l.eaten // before the guest learns of it
 	l.mu.Unlock()
 	_ = send(l.handler, l.id, 0, wire.Credit{Bytes: uint32(l.eaten)}) // a session that has ended tells by itself
 	l.eaten = 0
-	return wire.ReasonOK
 }
 
 // write sends p to the client, waiting as long as the client takes to make room. flags are those of sendmsg(2).

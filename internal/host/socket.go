@@ -35,7 +35,10 @@ type socket struct {
 	raw    syscall.RawConn
 
 	keepAlive tcpstate.KeepAlive // as the guest had it, for Thaw
+	start     uint32             // send sequence number when it was restored
 	read      uint32             // sequence number of the next byte of the client's that nobody has read
+	halted    bool               // Halt was called
+	sent      uint64             // bytes that had been on the wire at the snapshot of a halted socket
 	snapshot  tcpstate.State     // as the guest got it
 	// clientWaits tells that the client has spoken just before the snapshot: until it has its answer, it will hardly say more.
 	clientWaits bool
@@ -62,7 +65,7 @@ func (s *socket) Restore(as *tcpstate.State) error {
 		unix.Close(fd) // silent
 		return err
 	}
-	s.keepAlive, s.read = st.KeepAlive, st.RecvSeq
+	s.keepAlive, s.start, s.read = st.KeepAlive, st.SendSeq, st.RecvSeq
 	s.file = os.NewFile(uintptr(fd), "client") // fd is non-blocking, so the file is one for the netpoller
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return fmt.Errorf("client's socket: %w", err)
@@ -84,11 +87,21 @@ func (s *socket) control(f func(fd int) error) error {
 
 // Snapshot implements lease.HostSocket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
 func (s *socket) Snapshot(st *tcpstate.State) error {
-	return s.control(func(fd int) error {
-		err := tcprepair.Snapshot(fd, st, s.read)
+	return s.control(func(fd int) (err error) {
+		if s.halted {
+			err = tcprepair.SnapshotHalted(fd, st, s.read, s.start)
+		} else {
+			err = tcprepair.Snapshot(fd, st, s.read)
+		}
 		s.snapshot = *st
 		return err
 	})
+}
+
+// Halt implements lease.HostSocket.
+func (s *socket) Halt() error {
+	s.halted = true
+	return s.control(tcprepair.Halt)
 }
 
 // strayTime is how long a segment may need from the redirect, where it was meant for our socket, to this socket, before it counts as lost. It
@@ -108,6 +121,9 @@ func (s *socket) Seal(pass func(p []byte, end bool)) error {
 		if err != nil {
 			return err
 		}
+		if err := s.checkHalt(fd); err != nil {
+			return err
+		}
 		if n > 0 || fin {
 			late := make([]byte, n)
 			if err := tcprepair.PeekLate(fd, late); err != nil {
@@ -122,8 +138,26 @@ func (s *socket) Seal(pass func(p []byte, end bool)) error {
 	})
 }
 
+// maxResent is how many segments a halted socket may have sent nevertheless, when its retransmission timer ran out. The guest's socket, which
+// begins with ten segments (TCP_INIT_CWND, include/net/tcp.h), soon comes to where the client is; a client that is further on than it will ever send
+// unanswered would wait for ever.
+const maxResent = 4
+
+// checkHalt finds a client that has got more than the guest was told of.
+func (s *socket) checkHalt(fd int) error {
+	if !s.halted {
+		return nil
+	}
+	p, err := tcprepair.ProgressOf(fd)
+	if err == nil && p.Acked > s.sent+maxResent*uint64(s.snapshot.MSS) {
+		err = fmt.Errorf("the client has %d bytes more than the guest was told: the handback took too long", p.Acked-s.sent)
+	}
+	return err
+}
+
 // Thaw implements lease.Socket.
 func (s *socket) Thaw() error {
+	s.halted = false
 	return s.control(func(fd int) error { return tcprepair.Thaw(fd, s.keepAlive) })
 }
 
@@ -144,6 +178,9 @@ func (s *socket) Close() error {
 // interruptWrite wakes a writer that waits for the client, and fails all later writes.
 func (s *socket) interruptWrite() { _ = s.file.SetWriteDeadline(time.Unix(1, 0)) }
 
+// resumeWrite undoes interruptWrite.
+func (s *socket) resumeWrite() { _ = s.file.SetWriteDeadline(time.Time{}) }
+
 // outstanding returns the bytes that the client has not acknowledged yet.
 func (s *socket) outstanding() (n int, err error) {
 	err = s.control(func(fd int) (err error) {
@@ -151,6 +188,15 @@ func (s *socket) outstanding() (n int, err error) {
 		return err
 	})
 	return n, err
+}
+
+// progress returns how far the client's stream has come since the connection was restored.
+func (s *socket) progress() (p tcprepair.Progress, err error) {
+	err = s.control(func(fd int) (err error) {
+		p, err = tcprepair.ProgressOf(fd)
+		return err
+	})
+	return p, err
 }
 
 // unread returns the bytes of the client that nobody has read.

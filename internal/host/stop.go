@@ -37,7 +37,7 @@ func (d *Daemon) stopLeases() {
 	}
 }
 
-// Recall asks for all connections of a VM to be given back as soon as they are idle, or those of all VMs if the name is empty. It returns
+// Recall asks for all connections of a VM to be given back, those in the middle of a file too, or those of all VMs if the name is empty. It returns
 // how many leases were asked, without waiting for them.
 func (d *Daemon) Recall(vmName string) (leases int, err error) {
 	known := vmName == ""

@@ -23,11 +23,12 @@ const (
 	frozen
 	held
 	open
+	halted
 	parked
 )
 
 func (c condition) String() string {
-	return [...]string{"fresh", "live", "frozen", "held", "open", "parked"}[c]
+	return [...]string{"fresh", "live", "frozen", "held", "open", "halted", "parked"}[c]
 }
 
 // ending is what close(2) of a modelled socket sends.
@@ -52,9 +53,9 @@ func (m model) transition(op string) (next model, ok bool) {
 	}
 	from := map[string][]condition{
 		// undo thaws whatever a call that failed has left behind, a live socket too
-		"freeze": {live}, "extract": {frozen}, "confirm": {held}, "thaw": {live, frozen, held, open}, "park": {held},
-		"restore": {fresh}, "restore in place": {parked}, "take in": {live}, "update": {live}, "snapshot": {live}, "seal": {open},
-		"release": {fresh, live, frozen, held, parked}, "abort": {fresh, live, frozen, held, open, parked},
+		"freeze": {live}, "extract": {frozen}, "confirm": {held}, "thaw": {live, frozen, held, open, halted}, "park": {held},
+		"restore": {fresh}, "restore in place": {parked}, "take in": {live}, "update": {live}, "halt": {live}, "snapshot": {live, halted}, "seal": {open},
+		"release": {fresh, live, frozen, held, parked}, "abort": {fresh, live, frozen, held, open, halted, parked},
 	}
 	for _, c := range from[op] {
 		ok = ok || c == m.condition
@@ -67,6 +68,8 @@ func (m model) transition(op string) (next model, ok bool) {
 		next.condition = held
 	case "snapshot":
 		next.condition = open
+	case "halt":
+		next.condition = halted
 	case "park":
 		next.condition = parked
 	case "thaw", "restore", "restore in place":
@@ -81,7 +84,7 @@ func (m model) transition(op string) (next model, ok bool) {
 
 // closeSends is what the client hears when the socket is closed now.
 func (m model) closeSends() string {
-	connected := m.condition == live || m.condition == frozen || m.condition == held || m.condition == open
+	connected := m.condition == live || m.condition == frozen || m.condition == held || m.condition == open || m.condition == halted
 	switch {
 	case m.ending == reset && connected:
 		return "RST"
@@ -110,7 +113,7 @@ func (e *injected) Unwrap() error { return e.reason }
 var reasonOfCall = map[string]wire.Reason{
 	"freeze": wire.ReasonMPTCP, "drain": wire.ReasonUnreadInput, "extract": wire.ReasonWindow, "send": wire.ReasonHostAway,
 	"confirm": wire.ReasonClientGone, "thaw": wire.ReasonInvalid, "park": wire.ReasonAddress, "restore": wire.ReasonLimit,
-	"restore in place": wire.ReasonNotFound, "take in": wire.ReasonTruncated, "update": wire.ReasonNotRegular, "snapshot": wire.ReasonUnacked, "seal": wire.ReasonChanged, "reply": wire.ReasonSession, "release": wire.ReasonForbidden, "abort": wire.ReasonOff,
+	"restore in place": wire.ReasonNotFound, "take in": wire.ReasonTruncated, "update": wire.ReasonNotRegular, "snapshot": wire.ReasonUnacked, "halt": wire.ReasonSmall, "settle": wire.ReasonDraining, "seal": wire.ReasonChanged, "reply": wire.ReasonSession, "release": wire.ReasonForbidden, "abort": wire.ReasonOff,
 }
 
 // fake records the calls that package lease makes, to the socket and to the callbacks, and lets those fail that plan says. It is both a
@@ -169,7 +172,7 @@ func halfWay(op string, c condition) condition {
 	switch op {
 	case "extract", "seal":
 		return held
-	case "snapshot", "take in":
+	case "snapshot", "take in", "halt":
 		return open
 	}
 	return c
@@ -190,6 +193,7 @@ func (f *fake) Snapshot(st *tcpstate.State) error {
 	st.SendSeq = 7
 	return nil
 }
+func (f *fake) Halt() error { return f.move("halt") }
 func (f *fake) Seal(pass func([]byte, bool)) error {
 	if err := f.move("seal"); err != nil {
 		return err
@@ -206,8 +210,9 @@ func (f *fake) Release() error                   { return f.move("release") }
 func (f *fake) Abort() error                     { return f.move("abort") }
 func (f *fake) Restore(*tcpstate.State) error    { return f.move("restore") }
 
-func (f *fake) drain() error { return f.call("drain", "") }
-func (f *fake) send() error  { return f.call("send", "") }
+func (f *fake) drain() error  { return f.call("drain", "") }
+func (f *fake) settle() error { return f.call("settle", "") }
+func (f *fake) send() error   { return f.call("send", "") }
 func (f *fake) reply(m wire.Message) error {
 	detail := m.Type().String()
 	switch m := m.(type) {

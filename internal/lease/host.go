@@ -34,10 +34,19 @@ func (h *Host) Accept(st *tcpstate.State, reply func(wire.Message) error) error 
 
 // Return gives the connection back: it reads the state into st and calls send, which must send HANDBACK. The socket goes on to listen to the
 // client until the guest has its own, so that nothing is lost in between. After an error the connection is still leased and as it was (phase
-// Leased), unless it is broken (phase Gone). The caller makes sure that nothing is unacknowledged and nothing more is to be sent.
-func (h *Host) Return(st *tcpstate.State, send func() error) error {
+// Leased), unless it is broken (phase Gone). The caller makes sure that nothing is unacknowledged and nothing more is to be sent; in the middle of a
+// response it gives settle, which is called when nothing new leaves the socket any more, and waits until the client has acknowledged the rest.
+func (h *Host) Return(st *tcpstate.State, settle, send func() error) error {
 	if h.phase != Leased {
 		return ErrPhase
+	}
+	if settle != nil {
+		if err := h.Socket.Halt(); err != nil {
+			return h.undo(err)
+		}
+		if err := settle(); err != nil {
+			return h.undo(err)
+		}
 	}
 	if err := h.Socket.Snapshot(st); err != nil {
 		return h.undo(err)

@@ -25,7 +25,7 @@ func newHost(t testing.TB, phase Phase, plan []bool) (*Host, *fake) {
 	}
 	switch phase {
 	case Returning:
-		must(h.Return(&tcpstate.State{}, f.send))
+		must(h.Return(&tcpstate.State{}, nil, f.send))
 	case Gone:
 		must(h.Finish(true))
 	}
@@ -61,7 +61,7 @@ func rightHostSocket(t testing.TB, h *Host, f *fake, quiet bool) {
 // testdata/host.txt.
 func TestHostFailures(t *testing.T) {
 	var record strings.Builder
-	giveBack := func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.send) }
+	giveBack := func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, nil, f.send) }
 	for _, tt := range []struct {
 		name  string
 		phase Phase
@@ -70,12 +70,13 @@ func TestHostFailures(t *testing.T) {
 		{"accept", Local, func(h *Host, f *fake) error { return h.Accept(&tcpstate.State{}, f.reply) }},
 		{"return", Leased, func(h *Host, f *fake) error {
 			var st tcpstate.State
-			err := h.Return(&st, f.send)
+			err := h.Return(&st, nil, f.send)
 			if err == nil && st.SendSeq != 7 {
 				f.t.Error("the caller's state was not filled")
 			}
 			return err
 		}},
+		{"return in the middle", Leased, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.settle, f.send) }},
 		{"taken", Returning, func(h *Host, f *fake) error {
 			err := h.Taken(f.pass)
 			if err == nil && f.passed != "late" {
@@ -132,7 +133,7 @@ func TestHostOutOfTurn(t *testing.T) {
 		act     func(*Host, *fake) error
 	}{
 		{"Accept", []Phase{Local}, func(h *Host, f *fake) error { return h.Accept(&tcpstate.State{}, f.reply) }},
-		{"Return", []Phase{Leased}, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.send) }},
+		{"Return", []Phase{Leased}, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, nil, f.send) }},
 		{"Taken", []Phase{Returning}, func(h *Host, f *fake) error { return h.Taken(f.pass) }},
 		{"Kept", []Phase{Returning}, func(h *Host, _ *fake) error { return h.Kept() }},
 		{"Finish", []Phase{Leased, Returning}, func(h *Host, _ *fake) error { return h.Finish(false) }},

@@ -49,7 +49,9 @@ type HostSocket interface {
 	Socket
 	// Restore: fresh → live.
 	Restore(*tcpstate.State) error
-	// Snapshot: live → open, and fills all of the state but the addresses. What the client says from now on is acknowledged.
+	// Halt: live → halted, which is open, and sends nothing new though there may be more to send.
+	Halt() error
+	// Snapshot: live or halted → open, and fills all of the state but the addresses. What the client says from now on is acknowledged.
 	Snapshot(*tcpstate.State) error
 	// Seal: open → held. It calls pass with what the client has said since Snapshot, and tells whether its FIN came, too.
 	Seal(pass func(p []byte, end bool)) error

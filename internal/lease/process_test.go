@@ -220,7 +220,7 @@ func (h *hostProcess) work() {
 func (h *hostProcess) giveBack() {
 	h.work()
 	var st tcpstate.State
-	err := h.end.Return(&st, func() error { return h.say(frame{kind: wire.TypeHandback, state: st, n: h.taken}) })
+	err := h.end.Return(&st, nil, func() error { return h.say(frame{kind: wire.TypeHandback, state: st, n: h.taken}) })
 	if errors.Is(err, ErrPhase) {
 		h.w.fatalf("host: %v", err)
 	}

@@ -121,6 +121,9 @@ func (s *kernelSocket) Thaw() error    { return s.move("thaw") }
 func (s *kernelSocket) Release() error { return s.move("release") }
 func (s *kernelSocket) Abort() error   { return s.move("abort") }
 
+// Halt is the host's. In this world a response is sent at once, so there is no middle of it.
+func (s *kernelSocket) Halt() error { return s.move("halt") }
+
 // Snapshot is the host's. What is in the receive queue counts as said later.
 func (s *kernelSocket) Snapshot(st *tcpstate.State) error {
 	if err := s.move("snapshot"); err != nil {

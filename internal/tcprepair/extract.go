@@ -56,6 +56,11 @@ func Snapshot(fd int, st *tcpstate.State, read uint32) error {
 		return &Error{Op: "snapshot", Left: LeftLive, Err: err}
 	}
 	c.readRepair(st, &i)
+	return snapshotWindow(&c, st, read)
+}
+
+// snapshotWindow ends a snapshot: the new owner gets what is queued behind read as said later.
+func snapshotWindow(c *calls, st *tcpstate.State, read uint32) error {
 	st.RecvSeq = read
 	err := c.err()
 	w := &st.Window
@@ -94,10 +99,16 @@ func (f *Freezer) Seal(fd int, st *tcpstate.State) (late int, fin bool, err erro
 	c := calls{fd: fd}
 	c.set(unix.SOL_SOCKET, unix.SO_ATTACH_BPF, f.fd)
 	i := c.info()
-	late = int(c.getTCP(unix.TCP_QUEUE_SEQ) - st.RecvSeq)
 	var w tcpstate.Window
 	c.window(&w)
 	st.Window.SetPeer(w.Peer())
+	if i.unackedSegs > 0 || i.notSentBytes > 0 { // it is halted
+		// With another queue selected the kernel would go on to send, if the peer had any room.
+		w.SndWnd = 0
+		c.setWindow(&w)
+	}
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
+	late = int(c.getTCP(unix.TCP_QUEUE_SEQ) - st.RecvSeq)
 	if err = c.err(); err == nil {
 		switch ConnState(i.state) {
 		case Established:
@@ -143,6 +154,16 @@ func (c *calls) enterRepair(i *info) error {
 
 // readRepair reads what only repair mode tells, and i.
 func (c *calls) readRepair(st *tcpstate.State, i *info) {
+	c.readParameters(st, i)
+	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
+	st.SendSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // and stays so, for Confirm and Seal
+	st.RecvSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
+	c.window(&st.Window)
+}
+
+// readParameters is the part of readRepair that does not depend on the queues.
+func (c *calls) readParameters(st *tcpstate.State, i *info) {
 	st.Options = i.options & (tcpstate.OptTimestamps | tcpstate.OptSACK | tcpstate.OptWScale)
 	st.SendWScale, st.RecvWScale = i.wscale&0xf, i.wscale>>4
 	if st.MSS == 0 {
@@ -154,11 +175,6 @@ func (c *calls) readRepair(st *tcpstate.State, i *info) {
 	if st.Options&tcpstate.OptTimestamps != 0 {
 		st.Timestamp = nextTimestamp(c.getTCP(unix.TCP_TIMESTAMP), i.options&infoOptUsecTS != 0)
 	}
-	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
-	st.SendSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
-	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // and stays so, for Confirm and Seal
-	st.RecvSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
-	c.window(&st.Window)
 }
 
 // nextTimestamp makes a clock reading fit for another kernel. Since Linux 6.7 bit 0 means microseconds; older kernels answer

@@ -48,7 +48,7 @@ func layoutOf(t Type) string {
 		TypeSend:     layoutFile + " offset:i8 count:i8 header:t*",
 		TypeSent:     "reason:u2 reserved:z2 bytes:i8",
 		TypeClosed:   "reason:u2",
-		TypeHandback: layoutState + " data:u8 said:b*",
+		TypeHandback: layoutState + " data:u8 sent:i8 said:b*",
 		TypeKeep:     "reason:u2",
 		TypeReleased: "snd_wl1:u4 snd_wnd:u4 max_window:u4 leased:u8",
 	}[t]

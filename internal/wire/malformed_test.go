@@ -175,6 +175,7 @@ func malformedLeases() []malformed {
 		{name: "SEND of a negative file", msg: Send{File: FileRef{Share: "s", Path: "p", Size: -1}}, want: "file size -1"},
 		{name: "SEND without share", msg: Send{File: FileRef{Path: "p"}}, want: "share name"},
 		{name: "RELEASED with more than its maximum window", msg: Released{Window: tcpstate.PeerWindow{SndWnd: 2, MaxWindow: 1}}, want: "window 2 exceeds"},
+		{name: "HANDBACK with sent below -1", msg: Handback{State: stateIPv4(), Sent: -2}, want: "-2 bytes sent"},
 		{name: "HANDBACK with too much said", msg: Handback{State: stateIPv4(), Said: make([]byte, MaxSaid+1)}, want: "32769 bytes of the client's"},
 		{name: "SEND header too long", msg: Send{File: file, Header: make([]byte, MaxSendHeader+1)}, want: "32769 header bytes"},
 

@@ -94,10 +94,11 @@ type (
 	Close struct{}
 	// Closed tells that the host has no socket for the connection any more.
 	Closed struct{ Reason Reason }
-	// Handback gives the connection back to the guest. The client has acknowledged all that was sent.
+	// Handback gives the connection back to the guest, maybe in the middle of a Send. The client has acknowledged all that was sent.
 	Handback struct {
 		State tcpstate.State
 		Data  uint64 // all Data bytes that the host has taken from the guest on this lease
+		Sent  int64  // file bytes that were sent of the Send under way, which ends with them; -1: none is under way
 		Said  []byte // what the client has said before, for the guest's server
 	}
 	// Taken accepts a Handback.
@@ -185,7 +186,7 @@ func (End) appendTo(b []byte) []byte      { return b }
 func (Close) appendTo(b []byte) []byte    { return b }
 func (m Closed) appendTo(b []byte) []byte { return le.AppendUint16(b, uint16(m.Reason)) }
 func (m Handback) appendTo(b []byte) []byte {
-	return append(le.AppendUint64(appendState(b, &m.State), m.Data), m.Said...)
+	return append(appendInt64(le.AppendUint64(appendState(b, &m.State), m.Data), m.Sent), m.Said...)
 }
 func (Taken) appendTo(b []byte) []byte  { return b }
 func (m Keep) appendTo(b []byte) []byte { return le.AppendUint16(b, uint16(m.Reason)) }

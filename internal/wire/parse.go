@@ -186,10 +186,12 @@ func ParseClosed(p []byte) (Closed, error) {
 // ParseHandback decodes HANDBACK; the state is checked. Said aliases p.
 func ParseHandback(p []byte) (Handback, error) {
 	d := decoder{b: p}
-	m := Handback{State: d.state(), Data: d.u64(), Said: d.rest()}
+	m := Handback{State: d.state(), Data: d.u64(), Sent: d.i64(), Said: d.rest()}
 	switch {
 	case d.err != nil:
 		return m, d.err
+	case m.Sent < -1:
+		return m, badFormat("%d bytes sent", m.Sent)
 	case len(m.Said) > MaxSaid:
 		return m, badFormat("%d bytes of the client's, at most %d", len(m.Said), MaxSaid)
 	}
