@@ -27,7 +27,8 @@ type Agent struct {
 	policy  Policy
 	poll    time.Duration
 	log     *slog.Logger
-	freezer *tcprepair.Freezer // nil: this kernel or this user cannot freeze sockets
+	freezer *tcprepair.Freezer     // nil: this kernel or this user cannot freeze sockets
+	start   *tcprepair.StartWindow // nil: it cannot be had
 	stats   *Stats
 	expects expectations
 
@@ -69,6 +70,9 @@ func NewAgent(opts Options) (*Agent, error) {
 		return nil, fmt.Errorf("cannot offload from here: %w; run as root (CAP_NET_ADMIN and CAP_BPF), see spillway doctor", err)
 	}
 	a.freezer = freezer
+	if a.start, err = tcprepair.NewStartWindow(); err != nil {
+		a.log.Info("connections that come back begin slowly", "reason", err)
+	}
 	return a, nil
 }
 
@@ -77,7 +81,7 @@ func (a *Agent) Close() error {
 	if a.freezer == nil {
 		return nil
 	}
-	return a.freezer.Close()
+	return errors.Join(a.freezer.Close(), a.start.Close())
 }
 
 // Serve runs sessions over conn until it fails or ctx is done. One call at a time; channel.Keep calls it again on the next connection.

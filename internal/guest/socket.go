@@ -2,6 +2,7 @@ package guest
 
 import (
 	"errors"
+	"net/netip"
 	"syscall"
 
 	"spillway/internal/tcprepair"
@@ -12,10 +13,12 @@ import (
 // socket is the guest's own socket as package lease moves it (lease.GuestSocket).
 type socket struct {
 	raw     syscall.RawConn
+	local   netip.AddrPort
 	freezer *tcprepair.Freezer
+	start   *tcprepair.StartWindow
 	window  tcpstate.PeerWindow // as Restore got it
 	frozen  *tcpstate.State     // as Extract found it, for Confirm
-	options *tcpstate.State     // NoDelay, KeepAlive and Congestion, read before the first handover: servers do not change them later
+	options *tcpstate.State     // what ReadOptions reads, before the first handover: servers do not change them later
 }
 
 // control runs f with the file descriptor.
@@ -38,7 +41,7 @@ func (s *socket) keepAlive() tcpstate.KeepAlive {
 func (s *socket) Freeze() error {
 	return s.control(func(fd int) error {
 		if s.options == nil {
-			var options tcpstate.State
+			options := tcpstate.State{Local: s.local}
 			if err := tcprepair.ReadOptions(fd, &options); err != nil {
 				return withReason(err)
 			}
@@ -51,6 +54,7 @@ func (s *socket) Freeze() error {
 func (s *socket) Extract(st *tcpstate.State) error {
 	return s.control(func(fd int) error {
 		st.NoDelay, st.KeepAlive, st.Congestion = s.options.NoDelay, s.options.KeepAlive, s.options.Congestion
+		st.TOS, st.MaxPacing = s.options.TOS, s.options.MaxPacing
 		err := tcprepair.Extract(fd, st)
 		s.frozen = st
 		return withReason(err)
@@ -71,7 +75,10 @@ func (s *socket) Park() error {
 
 func (s *socket) Restore(st *tcpstate.State) error {
 	s.window = st.Window.Peer()
-	return s.control(func(fd int) error { return tcprepair.RestoreInPlace(fd, st, s.keepAlive()) })
+	return s.control(func(fd int) error {
+		_ = s.start.Set(fd, st.Cwnd) // without it, the connection is slower to begin with
+		return tcprepair.RestoreInPlace(fd, st, s.keepAlive())
+	})
 }
 
 func (s *socket) TakeIn(p []byte) error {

@@ -183,7 +183,11 @@ func (d *Daemon) openKernel() error {
 	if err != nil {
 		return errors.Join(err, freezer.Close())
 	}
-	d.kernel = kernel{freezer: freezer, pool: d.env.sockets(freezer, poolSize), congestion: make(map[string]bool)}
+	start, err := tcprepair.NewStartWindow()
+	if err != nil {
+		d.log.Warn("connections that are handed over begin slowly", "reason", err)
+	}
+	d.kernel = kernel{freezer: freezer, start: start, pool: d.env.sockets(freezer, poolSize), congestion: make(map[string]bool)}
 	for _, n := range names {
 		d.kernel.congestion[n] = true
 	}
@@ -193,6 +197,7 @@ func (d *Daemon) openKernel() error {
 func (d *Daemon) closeKernel() {
 	d.kernel.pool.Close()
 	_ = d.kernel.freezer.Close() // closing a program's descriptor cannot fail in a way that leaves something
+	_ = d.kernel.start.Close()
 }
 
 // vmListener is one channel of one VM.

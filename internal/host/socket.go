@@ -23,6 +23,7 @@ type sockets interface {
 // kernel is what all leases use of the kernel's repair interface.
 type kernel struct {
 	freezer    *tcprepair.Freezer
+	start      *tcprepair.StartWindow // nil: it cannot be had
 	pool       sockets
 	congestion map[string]bool // the congestion controls that are loaded
 }
@@ -61,6 +62,7 @@ func (s *socket) Restore(as *tcpstate.State) error {
 	}
 	// The host corks with MSG_MORE where it wants to; whatever else it writes shall leave. The guest's own socket keeps its setting.
 	st.NoDelay = true
+	_ = s.kernel.start.Set(fd, st.Cwnd) // without it, the connection is slower to begin with
 	if err := tcprepair.Restore(fd, &st); err != nil {
 		unix.Close(fd) // silent
 		return err

@@ -1,6 +1,8 @@
 package tcprepair
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"spillway/internal/tcpstate"
@@ -166,6 +168,7 @@ func (c *calls) readRepair(st *tcpstate.State, i *info) {
 func (c *calls) readParameters(st *tcpstate.State, i *info) {
 	st.Options = i.options & (tcpstate.OptTimestamps | tcpstate.OptSACK | tcpstate.OptWScale)
 	st.SendWScale, st.RecvWScale = i.wscale&0xf, i.wscale>>4
+	st.Cwnd, st.RTT = min(i.startWindow(), tcpstate.MaxCwnd), time.Duration(i.rttUs)*time.Microsecond
 	if st.MSS == 0 {
 		// In repair mode this is the clamp from the handshake, without it the current segment size (do_tcp_getsockopt,
 		// net/ipv4/tcp.c). A clamp beyond the limit of the option can only come from a link with a huge MTU.
@@ -175,6 +178,19 @@ func (c *calls) readParameters(st *tcpstate.State, i *info) {
 	if st.Options&tcpstate.OptTimestamps != 0 {
 		st.Timestamp = nextTimestamp(c.getTCP(unix.TCP_TIMESTAMP), i.options&infoOptUsecTS != 0)
 	}
+}
+
+// initialWindow is TCP_INIT_CWND (include/net/tcp.h; RFC 6928).
+const initialWindow = 10
+
+// startWindow is the congestion window that the connection would send its next data with: after a pause it is halved for each retransmission timeout that
+// has passed, down to the initial one (RFC 2861; tcp_cwnd_restart, net/ipv4/tcp_output.c).
+func (i *info) startWindow() uint32 {
+	w := i.sndCwnd
+	for idle := int64(i.sinceDataMs) * 1000; idle > int64(i.rtoUs) && i.rtoUs > 0 && w > initialWindow; idle -= int64(i.rtoUs) {
+		w = max(w/2, initialWindow)
+	}
+	return w
 }
 
 // nextTimestamp makes a clock reading fit for another kernel. Since Linux 6.7 bit 0 means microseconds; older kernels answer

@@ -38,7 +38,7 @@ func TestRoundTrip(t *testing.T) {
 				}
 				// All else is the same connection's.
 				st.SendSeq, st.RecvSeq = back.SendSeq, back.RecvSeq
-				st.Timestamp, st.Window = back.Timestamp, back.Window
+				st.Timestamp, st.Window, st.Cwnd, st.RTT = back.Timestamp, back.Window, back.Cwnd, back.RTT
 				if diff := cmp.Diff(st, back, cmp.Comparer(func(a, b tcpstate.State) bool { return a == b })); diff != "" {
 					t.Errorf("the state changed at the host (-guest +host):\n%s", diff)
 				}
@@ -112,6 +112,8 @@ func TestSocketOptions(t *testing.T) {
 		Congestion            string
 		NoDelay, KeepAlive    int
 		Idle, Interval, Count int
+		TOS                   int
+		MaxPacing             uint64
 	}
 	read := func(fd int) (o options) {
 		t.Helper()
@@ -125,13 +127,17 @@ func TestSocketOptions(t *testing.T) {
 			o.Interval = sockopt(t, fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL)
 			o.Count = sockopt(t, fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT)
 		}
+		o.TOS = sockopt(t, fd, unix.IPPROTO_IP, unix.IP_TOS)
+		c := calls{fd: fd}
+		o.MaxPacing = c.maxPacing()
+		must(t, c.err())
 		return o
 	}
 	for i, want := range []options{
-		{"cubic", 1, 1, 33, 7, 5},
-		{"reno", 0, 0, 0, 0, 0},
-		{"bbr", 0, 1, 7200, 75, 9},
-		{"cubic", 1, 0, 0, 0, 0},
+		{"cubic", 1, 1, 33, 7, 5, 0xb8, 1 << 33},
+		{"reno", 0, 0, 0, 0, 0, 0, 0},
+		{"bbr", 0, 1, 7200, 75, 9, 0x20, 125_000_000},
+		{"cubic", 1, 0, 0, 0, 0, 0, 0},
 	} {
 		t.Run(strconv.Itoa(i)+" "+want.Congestion, func(t *testing.T) {
 			control(t, r.guest, func(fd int) error {
@@ -142,6 +148,12 @@ func TestSocketOptions(t *testing.T) {
 				Enable: want.KeepAlive != 0, Count: want.Count,
 				Idle: time.Duration(want.Idle) * time.Second, Interval: time.Duration(want.Interval) * time.Second,
 			}))
+			control(t, r.guest, func(fd int) error {
+				c := calls{fd: fd}
+				c.set(unix.IPPROTO_IP, unix.IP_TOS, uint32(want.TOS))
+				c.setMaxPacing(want.MaxPacing)
+				return c.err()
+			})
 			st := r.extractGuest(t)
 			control(t, r.guest, func(fd int) error {
 				if sockopt(t, fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE) != 0 {

@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -8,7 +9,7 @@ import (
 	"spillway/internal/tcpstate"
 )
 
-// ReadOptions fills NoDelay, KeepAlive and Congestion of st from the live connection on fd, and refuses with ErrNotPlainTCP
+// ReadOptions fills NoDelay, TOS, MaxPacing, KeepAlive and Congestion of st, whose addresses are known, from the live connection on fd, and refuses with ErrNotPlainTCP
 // what can never be extracted. It need not be part of the time in which a connection is frozen: what it read holds until the
 // application changes an option. A string in st.Congestion is kept when it is right, so that a reused State costs no
 // allocation. It changes nothing. The caller owns fd.
@@ -18,6 +19,8 @@ func ReadOptions(fd int, st *tcpstate.State) error {
 	var n name
 	if c.errno == 0 && protocol == unix.IPPROTO_TCP && len(c.getName(unix.TCP_ULP, &n)) == 0 {
 		st.NoDelay = c.getTCP(unix.TCP_NODELAY) != 0
+		st.TOS = uint8(c.get(tosOption(st.Local.Addr().Is6())))
+		st.MaxPacing = c.maxPacing()
 		if cc := c.getName(unix.TCP_CONGESTION, &n); string(cc) != st.Congestion {
 			st.Congestion = string(cc)
 		}
@@ -29,6 +32,32 @@ func ReadOptions(fd int, st *tcpstate.State) error {
 		return &Error{Op: "read options", Left: LeftLive, Err: err}
 	}
 	return nil
+}
+
+// tosOption is the option for the type of service of a family. An IPv4 connection on an AF_INET6 socket has IPv4's.
+func tosOption(ipv6 bool) (level, opt int) {
+	if ipv6 {
+		return unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
+	return unix.IPPROTO_IP, unix.IP_TOS
+}
+
+// noPacingLimit is what SO_MAX_PACING_RATE answers when nobody has set it (sock_init_data, net/core/sock.c).
+const noPacingLimit = math.MaxUint64
+
+// maxPacing reads SO_MAX_PACING_RATE.
+func (c *calls) maxPacing() uint64 {
+	if v := c.get64(unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE); v != noPacingLimit {
+		return v
+	}
+	return 0
+}
+
+func (c *calls) setMaxPacing(v uint64) {
+	if v == 0 {
+		v = noPacingLimit
+	}
+	c.set64(unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, v)
 }
 
 // keepAlive reads the parameters only when the keepalive is on.
@@ -64,6 +93,13 @@ func (c *calls) setOptions(have, want *tcpstate.State) {
 	}
 	if want.NoDelay != have.NoDelay {
 		c.setTCP(unix.TCP_NODELAY, truth(want.NoDelay))
+	}
+	if want.TOS != have.TOS {
+		level, opt := tosOption(want.Local.Addr().Is6())
+		c.set(level, opt, uint32(want.TOS))
+	}
+	if want.MaxPacing != have.MaxPacing {
+		c.setMaxPacing(want.MaxPacing)
 	}
 	if want.KeepAlive.Enabled != have.KeepAlive.Enabled {
 		c.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, truth(want.KeepAlive.Enabled))

@@ -33,9 +33,16 @@ type info struct {
 	options      uint8 // TCPI_OPT_ bits
 	wscale       uint8 // tcpi_snd_wscale in the low, tcpi_rcv_wscale in the high four bits
 	_            uint8
-	_            [4]uint32
+	rtoUs        uint32 // tcpi_rto, offset 8
+	_            [3]uint32
 	unackedSegs  uint32 // tcpi_unacked, offset 24
-	_            [23]uint32
+	_            [4]uint32
+	sinceDataMs  uint32 // tcpi_last_data_sent, offset 44
+	_            [5]uint32
+	rttUs        uint32 // tcpi_rtt, offset 68
+	_            [2]uint32
+	sndCwnd      uint32 // tcpi_snd_cwnd, offset 80, segments
+	_            [9]uint32
 	bytesAcked   uint64 // tcpi_bytes_acked, offset 120
 	_            [4]uint32
 	notSentBytes uint32 // tcpi_notsent_bytes, offset 144
@@ -104,6 +111,16 @@ func (c *calls) get(level, opt int) uint32 {
 	var v uint32
 	c.getRaw(level, opt, unsafe.Pointer(&v), uint32(unsafe.Sizeof(v)))
 	return v
+}
+
+// get64 and set64 are for options of 64 bits: SO_MAX_PACING_RATE has them since Linux 5.0.
+func (c *calls) get64(level, opt int) (v uint64) {
+	c.getRaw(level, opt, unsafe.Pointer(&v), uint32(unsafe.Sizeof(v)))
+	return v
+}
+
+func (c *calls) set64(level, opt int, v uint64) {
+	c.setRaw(level, opt, unsafe.Pointer(&v), unsafe.Sizeof(v))
 }
 
 func (c *calls) getTCP(opt int) uint32 { return c.get(unix.IPPROTO_TCP, opt) }
@@ -263,6 +280,8 @@ func optionName(level, opt int) string {
 			return "SO_KEEPALIVE"
 		case unix.SO_LINGER:
 			return "SO_LINGER"
+		case unix.SO_MAX_PACING_RATE:
+			return "SO_MAX_PACING_RATE"
 		case unix.SO_MEMINFO:
 			return "SO_MEMINFO"
 		case unix.SO_PROTOCOL:
@@ -302,12 +321,18 @@ func optionName(level, opt int) string {
 			return "TCP_ULP"
 		}
 	case unix.IPPROTO_IP:
-		if opt == unix.IP_TRANSPARENT {
+		switch opt {
+		case unix.IP_TRANSPARENT:
 			return "IP_TRANSPARENT"
+		case unix.IP_TOS:
+			return "IP_TOS"
 		}
 	case unix.IPPROTO_IPV6:
-		if opt == unix.IPV6_TRANSPARENT {
+		switch opt {
+		case unix.IPV6_TRANSPARENT:
 			return "IPV6_TRANSPARENT"
+		case unix.IPV6_TCLASS:
+			return "IPV6_TCLASS"
 		}
 	}
 	return strconv.Itoa(level) + "/" + strconv.Itoa(opt)

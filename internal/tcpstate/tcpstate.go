@@ -27,7 +27,9 @@ const (
 	MaxWScale         = 14    // TCP_MAX_WSCALE, include/net/tcp.h; RFC 7323 section 2.3
 	MaxCongestionName = 15    // TCP_CA_NAME_MAX less the NUL, include/net/tcp.h
 	maxKeepAlive      = 32767 * time.Second
-	maxKeepAliveCount = 127 // MAX_TCP_KEEPCNT, include/net/tcp.h
+	maxKeepAliveCount = 127     // MAX_TCP_KEEPCNT, include/net/tcp.h
+	MaxCwnd           = 1 << 16 // segments: 100 MB at an MSS of 1,460; nobody's path takes more at once
+	maxRTT            = time.Hour
 )
 
 // Window is struct tcp_repair_window (include/uapi/linux/tcp.h): what the connection knows of both receive windows.
@@ -74,7 +76,13 @@ type State struct {
 	Timestamp  uint32 // our timestamp clock (TCP_TIMESTAMP); 0 without OptTimestamps
 	Window     Window
 
-	NoDelay    bool // TCP_NODELAY
+	// What the path was found to be like; 0: not known.
+	Cwnd uint32        // our congestion window, segments
+	RTT  time.Duration // smoothed round trip, whole µs
+
+	NoDelay    bool   // TCP_NODELAY
+	TOS        uint8  // IP_TOS or IPV6_TCLASS: DSCP and ECN bits
+	MaxPacing  uint64 // SO_MAX_PACING_RATE, bytes a second; 0: no limit
 	KeepAlive  KeepAlive
 	Congestion string // TCP_CONGESTION, empty for the system's default
 }
@@ -115,6 +123,8 @@ func (s *State) Check() error {
 	case s.Window.MaxWindow < s.Window.SndWnd:
 		// tcp_repair_set_window, net/ipv4/tcp.c
 		return bad("window %d exceeds its maximum %d", s.Window.SndWnd, s.Window.MaxWindow)
+	case s.Cwnd > MaxCwnd || s.RTT < 0 || s.RTT > maxRTT:
+		return bad("window of %d segments or round trip of %v out of range", s.Cwnd, s.RTT)
 	case len(s.Congestion) > MaxCongestionName:
 		return bad("congestion control name of %d bytes", len(s.Congestion))
 	case ka.Idle < 0 || ka.Idle > maxKeepAlive || ka.Interval < 0 || ka.Interval > maxKeepAlive ||

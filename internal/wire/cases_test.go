@@ -145,7 +145,10 @@ func stateIPv4() tcpstate.State {
 		RecvWScale: 10,
 		Timestamp:  0x99aabbcc,
 		Window:     tcpstate.Window{SndWl1: 0x55667787, SndWnd: 64256, MaxWindow: 65535, RcvWnd: 65160, RcvWup: 0x55667786},
+		Cwnd:       345,
+		RTT:        40123 * time.Microsecond,
 		NoDelay:    true,
+		TOS:        0xb8,
 		KeepAlive:  tcpstate.KeepAlive{Enabled: true, Idle: 15 * time.Second, Interval: 75 * time.Second, Count: 9},
 		Congestion: "cubic",
 	}
@@ -187,7 +190,11 @@ func stateMax() tcpstate.State {
 		Window: tcpstate.Window{
 			SndWl1: math.MaxUint32, SndWnd: math.MaxUint32, MaxWindow: math.MaxUint32, RcvWnd: math.MaxUint32, RcvWup: math.MaxUint32,
 		},
+		Cwnd:       tcpstate.MaxCwnd,
+		RTT:        time.Hour,
 		NoDelay:    true,
+		TOS:        math.MaxUint8,
+		MaxPacing:  math.MaxUint64,
 		KeepAlive:  tcpstate.KeepAlive{Enabled: true, Idle: 32767 * time.Second, Interval: 32767 * time.Second, Count: 127},
 		Congestion: strings.Repeat("z", tcpstate.MaxCongestionName),
 	}

@@ -27,8 +27,10 @@ const (
 	offIdle       = 74
 	offInterval   = 76
 	offCount      = 78
-	offNameLength = 79
-	offName       = 80
+	offCwnd       = 80
+	offRTT        = 84
+	offNameLength = 96
+	offName       = 97
 )
 
 // malformed is a payload that breaks one rule. want is a part of the error, to show that this rule and no other refused it.
@@ -219,6 +221,8 @@ func malformedStates() []malformed {
 		{name: "MSS too large", change: put(offMSS, 0, 0x80), want: "MSS 32768"},
 		{name: "keepalive idle", change: put(offIdle, 0, 0x80), want: "keepalive"},
 		{name: "keepalive interval", change: put(offInterval, 0xff, 0xff), want: "keepalive"},
+		{name: "congestion window", change: put(offCwnd, 1, 0, 1, 0), want: "window of 65537 segments"},
+		{name: "round trip", change: put(offRTT, 0xff, 0xff, 0xff, 0xff), want: "round trip"},
 		{name: "keepalive count", change: put(offCount, 128), want: "keepalive"},
 		{name: "congestion control too long", change: name("sixteen-letters_"), want: "name of 16 bytes"},
 		{name: "congestion control with longest field", change: name(strings.Repeat("a", 255)), want: "name of 255 bytes"},

@@ -24,7 +24,7 @@ const (
 	MaxShare       = 64
 	MaxPath        = 1024
 	magicSize      = 16
-	stateFixedSize = 80
+	stateFixedSize = 97
 )
 
 // Type of a frame.

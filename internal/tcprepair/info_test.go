@@ -1,0 +1,41 @@
+package tcprepair
+
+import (
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestInfoLayout holds the fields of info against another description of struct tcp_info.
+func TestInfoLayout(t *testing.T) {
+	var i info
+	var k unix.TCPInfo
+	for name, offsets := range map[string][2]uintptr{
+		"tcpi_rto":            {unsafe.Offsetof(i.rtoUs), unsafe.Offsetof(k.Rto)},
+		"tcpi_unacked":        {unsafe.Offsetof(i.unackedSegs), unsafe.Offsetof(k.Unacked)},
+		"tcpi_last_data_sent": {unsafe.Offsetof(i.sinceDataMs), unsafe.Offsetof(k.Last_data_sent)},
+		"tcpi_rtt":            {unsafe.Offsetof(i.rttUs), unsafe.Offsetof(k.Rtt)},
+		"tcpi_snd_cwnd":       {unsafe.Offsetof(i.sndCwnd), unsafe.Offsetof(k.Snd_cwnd)},
+		"tcpi_bytes_acked":    {unsafe.Offsetof(i.bytesAcked), unsafe.Offsetof(k.Bytes_acked)},
+		"tcpi_notsent_bytes":  {unsafe.Offsetof(i.notSentBytes), unsafe.Offsetof(k.Notsent_bytes)},
+		"tcpi_bytes_sent":     {unsafe.Offsetof(i.bytesSent), unsafe.Offsetof(k.Bytes_sent)},
+		"tcpi_bytes_retrans":  {unsafe.Offsetof(i.bytesRetrans), unsafe.Offsetof(k.Bytes_retrans)},
+	} {
+		if offsets[0] != offsets[1] {
+			t.Errorf("%s at offset %d, want %d", name, offsets[0], offsets[1])
+		}
+	}
+}
+
+func TestStartWindowAfterPause(t *testing.T) {
+	for _, c := range []struct{ cwnd, rtoUs, idleMs, want uint32 }{
+		{100, 200_000, 0, 100}, {100, 200_000, 200, 100}, {100, 200_000, 201, 50}, {100, 200_000, 500, 25}, {100, 200_000, 100_000_000, 10},
+		{5, 200_000, 1000, 5}, {100, 0, 1000, 100},
+	} {
+		i := info{sndCwnd: c.cwnd, rtoUs: c.rtoUs, sinceDataMs: c.idleMs}
+		if got := i.startWindow(); got != c.want {
+			t.Errorf("%+v: %d segments", c, got)
+		}
+	}
+}
