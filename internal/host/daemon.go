@@ -183,11 +183,22 @@ func (d *Daemon) openKernel() error {
 	if err != nil {
 		return errors.Join(err, freezer.Close())
 	}
+	var holder *tcprepair.Holder
+	err = d.env.do(func() (err error) { holder, err = tcprepair.NewHolder(d.kernel.mayGo); return err })
+	if err != nil {
+		return errors.Join(err, freezer.Close())
+	}
 	start, err := tcprepair.NewStartWindow()
 	if err != nil {
 		d.log.Warn("connections that are handed over begin slowly", "reason", err)
 	}
-	d.kernel = kernel{freezer: freezer, start: start, pool: d.env.sockets(freezer, poolSize), congestion: make(map[string]bool)}
+	halter, err := tcprepair.NewHalter()
+	if err != nil {
+		d.log.Warn("a connection that is recalled in the middle of a file sends first what it has queued", "reason", err)
+	}
+	k := &d.kernel
+	k.freezer, k.holder, k.halter, k.start = freezer, holder, halter, start
+	k.pool, k.congestion = d.env.sockets(freezer, poolSize), make(map[string]bool)
 	for _, n := range names {
 		d.kernel.congestion[n] = true
 	}
@@ -197,6 +208,8 @@ func (d *Daemon) openKernel() error {
 func (d *Daemon) closeKernel() {
 	d.kernel.pool.Close()
 	_ = d.kernel.freezer.Close() // closing a program's descriptor cannot fail in a way that leaves something
+	_ = d.kernel.holder.Close()
+	_ = d.kernel.halter.Close()
 	_ = d.kernel.start.Close()
 }
 

@@ -2,7 +2,6 @@ package host
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"spillway/internal/lease"
@@ -49,11 +48,12 @@ type leaseConn struct {
 	eaten    int           // DATA bytes that no CREDIT has been sent for
 	since    time.Time     // GRANTED, or the last KEEP
 	leased   time.Duration // from since to HANDBACK
+	cut      int64         // bytes of its file that were sent when it was given back in the middle
+	spoke    bool          // HANDBACK brought something that the client has said
 	listens  bool          // the receiver was started
 	received chan struct{} // closed when the receiver is gone
 
-	receiving sync.Mutex   // held by whoever reads from the client's socket, until what was read is in the channel
-	written   atomic.Int64 // bytes that the kernel has taken for the client
+	receiving sync.Mutex // held by whoever reads from the client's socket, until what was read is in the channel
 
 	progress progress // the sweeper's
 

@@ -80,13 +80,13 @@ func (l *leaseConn) sendBody(o *order, f *share.File) (sent int64, failure, over
 
 // sendFile sends the order's range, or as much of it as there is time for before the connection is wanted back.
 func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over wire.Reason) {
-	offset, before := o.offset, l.written.Load()
+	offset, before := o.offset, l.socket.written.Load()
 	l.enterFile(true)
 	defer l.enterFile(false)
 	for sent < o.count {
 		if l.wanted() {
 			if over := l.cutShort(before); over != wire.ReasonOK || l.end.Phase() == lease.Gone {
-				return int64(l.socket.sent) - before, wire.ReasonOK, over
+				return l.cut, wire.ReasonOK, over
 			}
 			l.enterFile(true)
 		}
@@ -137,7 +137,7 @@ func (l *leaseConn) sendChunk(f *share.File, offset *int64, count int64) (sent i
 				failure = wire.ReasonTruncated
 			case err == nil:
 				sent = int64(n)
-				l.written.Add(sent)
+				l.socket.written.Add(sent)
 			case err == unix.EINTR:
 				continue
 			case err == unix.EAGAIN:

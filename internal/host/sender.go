@@ -143,7 +143,7 @@ func (l *leaseConn) write(p []byte, flags int) wire.Reason {
 			switch err {
 			case nil:
 				p = p[n:]
-				l.written.Add(int64(n))
+				l.socket.written.Add(int64(n))
 			case unix.EINTR:
 			case unix.EAGAIN:
 				return false

@@ -50,7 +50,7 @@ func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 		l.handler.session.Close(errNoAnswer)
 	}
 	p := &l.progress
-	written := l.written.Load()
+	written := l.socket.written.Load()
 	if !live || p.allDone && written == p.acked {
 		return
 	}
