@@ -24,29 +24,29 @@ var errUnsettled = errors.New("the connection is not idle")
 //
 // Nothing of the client's gets lost: its acknowledgements and what it says reach our socket until the guest's lives, and are passed on.
 func (l *leaseConn) giveBack() wire.Reason {
-	began := l.vm.daemon.now()
+	began := time.Now()
 	if !l.await(func() bool { n, err := l.socket.outstanding(); return err == nil && n == 0 }) {
 		return l.keep(errUnsettled)
 	}
-	l.vm.daemon.step(StepDrain, began)
+	l.vm.counters.took(stepDrain, began)
 	return l.handBack(nil, func() (int64, error) { return -1, nil })
 }
 
 // cutShort is giveBack in the middle of a file, of which the first byte is the client's byte number before, as counted from the beginning of the lease.
 func (l *leaseConn) cutShort(before int64) wire.Reason {
 	l.mu.Lock()
-	l.recall = recallTried
+	l.doing, l.recall = drains, recallTried
 	l.mu.Unlock()
 	// The guest has what came before no more.
 	if !l.await(func() bool { p, err := l.socket.progress(); return err == nil && p.Sent >= uint64(before) }) {
 		return l.keep(errUnsettled)
 	}
 	settle := func() error {
-		began := l.vm.daemon.now()
+		began := time.Now()
 		if !l.await(func() bool { p, err := l.socket.progress(); return err == nil && p.Acked == p.Sent }) {
 			return errUnsettled
 		}
-		l.vm.daemon.step(StepDrain, began)
+		l.vm.counters.took(stepDrain, began)
 		return nil
 	}
 	return l.handBack(settle, func() (int64, error) {
@@ -98,12 +98,12 @@ func (l *leaseConn) handBack(settle func() error, sent func() (int64, error)) wi
 	if err := l.offer(settle, sent); err != nil {
 		return l.keep(err)
 	}
-	began := l.vm.daemon.now()
+	began := time.Now()
 	var err error
 	switch l.awaitAnswer() {
 	case wire.TypeTaken:
 		over := l.release()
-		l.vm.daemon.step(StepRelease, began)
+		l.vm.counters.took(stepRelease, began)
 		return over
 	case wire.TypeKeep:
 		err = l.end.Kept()
@@ -117,7 +117,7 @@ func (l *leaseConn) handBack(settle func() error, sent func() (int64, error)) wi
 // offer reads the connection's state and sends HANDBACK.
 func (l *leaseConn) offer(settle func() error, sent func() (int64, error)) error {
 	l.leased = time.Since(l.since)
-	began := l.vm.daemon.now()
+	began := time.Now()
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
 	l.hear(rests)
@@ -127,7 +127,7 @@ func (l *leaseConn) offer(settle func() error, sent func() (int64, error)) error
 	}
 	st := l.state
 	err = l.end.Return(&st, settle, func() error {
-		l.vm.daemon.step(StepExtract, began)
+		l.vm.counters.took(stepExtract, began)
 		bytes, err := sent()
 		if err != nil {
 			return err
@@ -138,7 +138,7 @@ func (l *leaseConn) offer(settle func() error, sent func() (int64, error)) error
 			return errUnsettled
 		}
 		// Together with settled: what comes from now on has crossed with HANDBACK, and the guest answers KEEP.
-		l.awaiting, l.answer, l.asked = true, 0, time.Now()
+		l.awaiting, l.answer, l.asked, l.doing = true, 0, time.Now(), returns
 		hb := wire.Handback{State: st, Data: l.taken, Sent: bytes, Said: said}
 		l.mu.Unlock()
 		err = send(l.handler, l.id, 0, hb)
