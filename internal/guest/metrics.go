@@ -36,7 +36,7 @@ var counters = []struct {
 	{describe("handovers_total", "Connections that the host has taken over."), func(c *Counts) uint64 { return c.Handovers }},
 	{describe("handbacks_total", "Connections taken back from the host."), func(c *Counts) uint64 { return c.Handbacks }},
 	{describe("handbacks_kept_total", "Handbacks declined; the host has kept the connection."), func(c *Counts) uint64 { return c.Kept }},
-	{describe("leases_lost_total", "Leases that ended with their session; their clients were reset."), func(c *Counts) uint64 { return c.Lost }},
+	{describe("leases_lost_total", "Leases that ended with their session: the clients were cut off."), func(c *Counts) uint64 { return c.Lost }},
 	{describe("sends_total", "Ranges of files sent by the host."), func(c *Counts) uint64 { return c.Sends }},
 	{describe("sent_bytes_total", "Bytes of these ranges, without headers."), func(c *Counts) uint64 { return c.SentBytes }},
 	{describe("local_bytes_total", "Bytes that this server wrote to its own sockets."), func(c *Counts) uint64 { return c.LocalBytes }},

@@ -73,8 +73,8 @@ var shareValues = []struct {
 	{describe("share_open_files", "Open files.", "share"), prometheus.GaugeValue, func(s *ShareStatus) uint64 { return uint64(s.OpenFiles) }},
 	{describe("share_idle_files", "Open files that nobody uses at the moment.", "share"), prometheus.GaugeValue,
 		func(s *ShareStatus) uint64 { return uint64(s.IdleFiles) }},
-	{describe("share_opens_total", "Files opened.", "share"), prometheus.CounterValue, func(s *ShareStatus) uint64 { return s.Opens }},
-	{describe("share_reuses_total", "Files that were wanted and already open.", "share"), prometheus.CounterValue,
+	{describe("share_opens_total", "Times that a file was opened.", "share"), prometheus.CounterValue, func(s *ShareStatus) uint64 { return s.Opens }},
+	{describe("share_reuses_total", "Uses of a file that was open already.", "share"), prometheus.CounterValue,
 		func(s *ShareStatus) uint64 { return s.Reuses }},
 }
 
