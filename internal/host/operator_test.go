@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
+	"spillway/internal/config"
 	"spillway/internal/wire"
 )
 
@@ -80,7 +81,9 @@ func (r *rig) waitDoing(want string) (l LeaseStatus) {
 
 // TestLeases: a lease is told of with what it does, from its grant to its end.
 func TestLeases(t *testing.T) {
-	r, content := newRigWithMore(t)
+	r, content := newRigWithMore(t, drainTimeout(2*patience), func(r *rig) {
+		r.cfg.Limits.SessionTimeout = config.Duration(2 * patience) // what is being looked at shall last
+	})
 	g := r.guest(0)
 	if got := string(r.ask("/leases")); !strings.Contains(got, `"leases": []`) {
 		t.Errorf("without a lease: %s", got) // no null: scripts loop over it
