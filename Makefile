@@ -29,7 +29,7 @@ test: setup build ## Run all tests: units, namespaces, a real VM (root)
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root
-	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
+	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/metrics ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
 
 .PHONY: race
 race: setup build ## Run the tests under the race detector (needs a C compiler)

@@ -133,6 +133,11 @@ func TestMistakes(t *testing.T) {
 		{"doctor nobody", []string{"nobody"}},
 		{"doctor host guest", []string{"at most 1"}},
 		{"doctor --config /no/such/file", []string{"/no/such/file"}},
+		{"status extra", []string{"extra"}},
+		{"status --admin /no/such/admin.sock", []string{"no daemon", "/no/such/admin.sock", "systemctl start spillway-host", "--admin"}},
+		{"status --watch --admin /no/such/admin.sock", []string{"no daemon"}},
+		{"status --leases --json --admin " + empty, []string{"no daemon", empty}}, // a file, and no socket
+		{"status --admin=", []string{"no admin socket"}},
 		{"dataset --set nothing --dir " + filepath.Join(dir, "set"), []string{"nothing", "tablet"}},
 		{"dataset extra", []string{"extra"}},
 		{"lab bogus", []string{`unknown command "bogus"`}},

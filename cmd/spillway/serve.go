@@ -43,7 +43,7 @@ them itself. In modes lease and offload it needs root.
 	f := cmd.Flags()
 	f.StringVarP(&file, "config", "c", "", "configuration file (see examples/serve.toml); flags override it")
 	f.StringSliceVar(&flags.Listen, "listen", flags.Listen, "addresses to serve clients at")
-	f.StringVar(&flags.Admin, "admin", flags.Admin, "address for counters (GET /stats), empty for none")
+	f.StringVar(&flags.Admin, "admin", flags.Admin, "address for counters (GET /stats, /metrics), empty for none")
 	f.Var(&flags.Offload.Mode, "mode", "lease, offload (hand back after each response) or off")
 	f.StringVar(&flags.Offload.Channel, "channel", flags.Offload.Channel, "virtio:PORT, unix:PATH or vsock:CID:PORT")
 	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for")

@@ -23,7 +23,7 @@ var layers = []struct {
 	packages []string
 }{
 	{"L0 words and formats", []string{
-		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/tcpstate", "internal/wire",
+		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/metrics", "internal/tcpstate", "internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
 		"internal/channel", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair", "internal/testkit",
@@ -32,7 +32,7 @@ var layers = []struct {
 	{"L3 the two sides, and the media", []string{
 		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest",
 	}},
-	{"L4 trying it out", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/lab"}},
+	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/lab", "internal/status"}},
 	{"L5 programs", []string{"cmd/spillway"}},
 }
 
@@ -86,6 +86,7 @@ var syscallers = map[string]string{
 	"internal/redirect":        "a lock that dies with its process, netlink constants",
 	"internal/session":         "asks the channel without waiting",
 	"internal/share":           "openat2 beneath the share",
+	"internal/status":          "asks whether its output is a terminal, and how high; error numbers, and whose socket it is",
 	"internal/tcprepair":       "the kernel's repair interface",
 	"cmd/spillway":             "signals",
 }

@@ -99,11 +99,7 @@ func (s Serve) Validate() error {
 		}
 		p.unique(key, l, listens, "an address is listened at once")
 	}
-	if s.Admin != "" {
-		if _, port, err := net.SplitHostPort(s.Admin); err != nil || port == "" {
-			p.add("admin", `%q is not an address; write host:port or :port, as "127.0.0.1:9053", or ""`, s.Admin)
-		}
-	}
+	p.tcpAddress("admin", s.Admin)
 	switch s.Offload.Mode {
 	case ModeLease, ModeOffload:
 		p.channel("offload.channel", s.Offload.Channel, "virtio:", "unix:", "vsock:")
@@ -121,6 +117,16 @@ func (s Serve) Validate() error {
 	p.maxAge("http.segment_max_age", s.HTTP.SegmentMaxAge)
 	s.validateShares(&p)
 	return p.join()
+}
+
+// tcpAddress checks an address to serve operators at.
+func (p *problems) tcpAddress(key, address string) {
+	if address == "" {
+		return
+	}
+	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+		p.add(key, `%q is not an address; write host:port or :port, as "127.0.0.1:9053", or ""`, address)
+	}
 }
 
 func (p *problems) busyPoll(key string, d Duration) {

@@ -47,6 +47,7 @@ func TestHostValidate(t *testing.T) {
 		word   string
 	}{
 		{"relative admin", func(h *Host) { h.Admin = "admin.sock" }, "admin", `or ""`},
+		{"metrics without port", func(h *Host) { h.Metrics = "localhost" }, "metrics", "127.0.0.1:9053"},
 		{"no table", func(h *Host) { h.Redirect.Table = "" }, "redirect.table", "letters"},
 		{"odd table", func(h *Host) { h.Redirect.Table = "a b" }, "redirect.table", "letters"},
 		{"no mark", func(h *Host) { h.Redirect.Mark = 0 }, "redirect.mark", "0"},

@@ -112,18 +112,30 @@ func (a *Agent) Stats() *Stats { return a.stats }
 func (a *Agent) Snapshot() Snapshot {
 	s := a.stats.snapshot()
 	s.Mode = a.policy.Mode.String()
+	s.Host, s.Leases = a.state()
+	return s
+}
+
+// states of the host, as this side sees it.
+const (
+	hostUp       = "up"
+	hostDraining = "draining" // it takes no more leases
+	hostAway     = "away"     // there is no session
+)
+
+// state returns that of the host, and how many leases there are.
+func (a *Agent) state() (host string, leases int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.Leases = len(a.leases)
 	switch {
 	case a.session == nil:
-		s.Host = "away"
+		host = hostAway
 	case a.draining:
-		s.Host = "draining"
+		host = hostDraining
 	default:
-		s.Host = "up"
+		host = hostUp
 	}
-	return s
+	return host, len(a.leases)
 }
 
 // enlist gives c an id on the present session.

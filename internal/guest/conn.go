@@ -56,7 +56,8 @@ type Conn struct {
 	sendCount    int64       // its bytes
 	results      chan result // what became of it
 	closed       bool        // the server called Close
-	takenAt      time.Time   // the answer to HANDBACK
+	offeredAt    time.Time   // HANDBACK
+	takenAt      time.Time   // the answer to it
 	kept         bool        // a handback of this lease was declined: what it took says nothing
 	failed       error       // why the connection is over for the server
 }

@@ -199,7 +199,7 @@ func (c *Conn) handback(payload []byte) error {
 		c.sending = false
 		_ = c.tell(result{kind: wire.TypeHandback, bytes: m.Sent})
 	}
-	c.takenAt = time.Now()
+	c.offeredAt, c.takenAt = began, time.Now()
 	c.agent.stats.step(StepRestore, c.takenAt.Sub(began))
 	return nil
 }
@@ -234,6 +234,7 @@ func (c *Conn) released(payload []byte) error {
 	}
 	now := time.Now()
 	c.agent.stats.step(StepRelease, now.Sub(c.takenAt))
+	c.agent.stats.step(StepHandback, now.Sub(c.offeredAt))
 	c.agent.stats.count(func(s *Counts) { s.Handbacks++ })
 	if c.agent.policy.Mode == Offload && !c.kept {
 		c.agent.stats.step(StepLeased, time.Duration(m.Leased))

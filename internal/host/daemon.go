@@ -23,9 +23,6 @@ const poolSize = 64
 
 // Daemon is the host daemon. Make it with New, run it once with Run.
 type Daemon struct {
-	// Trace, if set before Run, is told how long each step of a change of hands took. It is called by many goroutines.
-	Trace func(step string, d time.Duration)
-
 	cfg    config.Host
 	env    environment
 	log    *slog.Logger
@@ -40,15 +37,6 @@ type Daemon struct {
 	draining atomic.Bool
 	ran      atomic.Bool
 }
-
-// Steps that Trace is told of.
-const (
-	StepRestore = "restore" // HANDOVER to GRANTED
-	StepSend    = "send"    // a SEND, until its last byte is in the socket's buffer
-	StepDrain   = "drain"   // until the client has acknowledged everything
-	StepExtract = "extract" // freeze and extract
-	StepRelease = "release" // HANDBACK to RELEASED: mostly the guest's time
-)
 
 // environment is what a test replaces to run the daemon in a network namespace that is not the process's.
 type environment struct {
@@ -161,14 +149,14 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	admin, err := d.serveAdmin()
+	operators, err := d.serveOperators()
 	if err != nil {
 		for _, l := range listeners {
 			err = errors.Join(err, l.listener.Close())
 		}
 		return err
 	}
-	defer admin.close()
+	defer operators.close()
 	d.serve(ctx, listeners)
 	return nil
 }
@@ -266,19 +254,4 @@ func (d *Daemon) serve(ctx context.Context, listeners []vmListener) {
 	stopSweeper()
 	sweeper.Wait()
 	d.log.Info("host daemon has stopped")
-}
-
-// now is the time if somebody wants to know how long a step takes.
-func (d *Daemon) now() time.Time {
-	if d.Trace == nil {
-		return time.Time{}
-	}
-	return time.Now()
-}
-
-// step reports a step that began when now was called.
-func (d *Daemon) step(name string, began time.Time) {
-	if d.Trace != nil {
-		d.Trace(name, time.Since(began))
-	}
 }

@@ -24,18 +24,18 @@ var errUnsettled = errors.New("the connection is not idle")
 //
 // Nothing of the client's gets lost: its acknowledgements and what it says reach our socket until the guest's lives, and are passed on.
 func (l *leaseConn) giveBack() wire.Reason {
-	began := l.vm.daemon.now()
+	began := time.Now()
 	if !l.await(l.drained) {
 		return l.keep(errUnsettled)
 	}
-	l.vm.daemon.step(StepDrain, began)
+	l.vm.counters.took(stepDrain, began)
 	return l.handBack(nil, func() int64 { return -1 })
 }
 
 // cutShort is giveBack in the middle of a file, whose first byte was written behind before others, as counted from the beginning of the lease.
 func (l *leaseConn) cutShort(before int64) wire.Reason {
 	l.mu.Lock()
-	l.recall = recallTried
+	l.doing, l.recall = drains, recallTried
 	l.mu.Unlock()
 	unsent := func() int64 { n, _ := l.socket.unsent(); return int64(n) } // of a broken socket nothing comes of it anyway
 	// The guest has what came before no more, so it must be on its way. A header waits for the file's first bytes (MSG_MORE), in vain now.
@@ -45,11 +45,11 @@ func (l *leaseConn) cutShort(before int64) wire.Reason {
 	}
 	settled := func() bool { n, err := l.socket.outstanding(); return err == nil && int64(n) == unsent() }
 	settle := func() error {
-		began := l.vm.daemon.now()
+		began := time.Now()
 		if !l.await(settled) {
 			return errUnsettled
 		}
-		l.vm.daemon.step(StepDrain, began)
+		l.vm.counters.took(stepDrain, began)
 		return nil
 	}
 	if l.vm.daemon.kernel.halter == nil { // then all that is queued must be sent
@@ -112,12 +112,12 @@ func (l *leaseConn) handBack(settle func() error, sent func() int64) wire.Reason
 	if err := l.offer(settle, sent); err != nil {
 		return l.keep(err)
 	}
-	began := l.vm.daemon.now()
+	began := time.Now()
 	var err error
 	switch l.awaitAnswer() {
 	case wire.TypeTaken:
 		over := l.release()
-		l.vm.daemon.step(StepRelease, began)
+		l.vm.counters.took(stepRelease, began)
 		return over
 	case wire.TypeKeep:
 		err = l.end.Kept()
@@ -131,7 +131,7 @@ func (l *leaseConn) handBack(settle func() error, sent func() int64) wire.Reason
 // offer reads the connection's state and sends HANDBACK.
 func (l *leaseConn) offer(settle func() error, sent func() int64) error {
 	l.leased = time.Since(l.since)
-	began := l.vm.daemon.now()
+	began := time.Now()
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
 	l.hear(rests)
@@ -141,7 +141,7 @@ func (l *leaseConn) offer(settle func() error, sent func() int64) error {
 	}
 	st := l.state
 	err = l.end.Return(&st, settle, func() error {
-		l.vm.daemon.step(StepExtract, began)
+		l.vm.counters.took(stepExtract, began)
 		bytes := sent()
 		l.mu.Lock()
 		if !l.settled() {
@@ -149,7 +149,7 @@ func (l *leaseConn) offer(settle func() error, sent func() int64) error {
 			return errUnsettled
 		}
 		// Together with settled: what comes from now on has crossed with HANDBACK, and the guest answers KEEP.
-		l.awaiting, l.answer, l.asked = true, 0, time.Now()
+		l.awaiting, l.answer, l.asked, l.doing = true, 0, time.Now(), returns
 		hb := wire.Handback{State: st, Data: l.taken, Sent: bytes, Said: said}
 		l.mu.Unlock()
 		err := send(l.handler, l.id, 0, hb)

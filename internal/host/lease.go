@@ -65,6 +65,8 @@ type leaseConn struct {
 	relayedAt uint64 // heard when the client's last words were passed on
 	inbox     []item
 	live      bool        // the socket exists
+	granted   time.Time   // when it came to exist
+	doing     activity    // what the sender does
 	allowed   int         // DATA bytes that the guest may still send
 	taken     uint64      // DATA bytes that the guest has sent
 	sending   bool        // a SEND is under way: the guest has no answer yet
@@ -253,6 +255,7 @@ func (l *leaseConn) next() item {
 		case l.over != wire.ReasonOK:
 			return item{kind: wire.TypeClosed, end: l.over}
 		case len(l.inbox) > 0:
+			l.doing = sends
 			it := l.inbox[0]
 			n := copy(l.inbox, l.inbox[1:])
 			l.inbox[n] = item{}
@@ -264,12 +267,13 @@ func (l *leaseConn) next() item {
 		case l.orphan:
 			return item{kind: wire.TypeClosed, end: wire.ReasonSession}
 		case l.recall == recallDue:
-			l.recall = notRecalled
+			l.doing, l.recall = drains, notRecalled
 			return item{kind: wire.TypeHandback}
 		case l.recall == recalled:
-			l.recall = recallTried
+			l.doing, l.recall = drains, recallTried
 			return item{kind: wire.TypeHandback}
 		}
+		l.doing = idles
 		l.work.Wait()
 	}
 }

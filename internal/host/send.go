@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,10 +28,10 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 	}
 	defer l.vm.release(f, o.file)
 
-	began := l.vm.daemon.now()
+	began := time.Now()
 	sent, failure, over := l.sendBody(o, f)
 	l.recallAgain()
-	l.vm.daemon.step(StepSend, began)
+	l.vm.counters.took(stepSend, began)
 	l.vm.counters.bytes.Add(uint64(sent))
 	switch {
 	case over != wire.ReasonOK || l.end.Phase() == lease.Gone: // over, or given back
@@ -112,7 +113,9 @@ func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over
 func (l *leaseConn) enterFile(in bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.inFile = in
+	if l.inFile = in; in {
+		l.doing = sends
+	}
 	if l.over == wire.ReasonOK && l.live {
 		l.socket.resumeWrite()
 	}

@@ -15,8 +15,8 @@ func (l *Lab) WhatToTry(file string) string {
 	for _, arm := range Arms() {
 		fmt.Fprintf(&b, "  %-10s %s\n", arm, l.URL(arm, file))
 	}
-	fmt.Fprintf(&b, "\nWhat became of it:\n  curl --unix-socket %s http://host/status\n  ip netns exec %s curl %s\n",
-		l.adminSocket(), client, l.adminURL(Lease, "/stats"))
+	fmt.Fprintf(&b, "\nWhat became of it:\n  %s status --admin %s\n  ip netns exec %s curl %s\n",
+		l.Binary, l.adminSocket(), client, l.adminURL(Lease, "/stats"))
 	fmt.Fprintf(&b, "\nLogs and sockets:  %s\n", l.Dir)
 	if l.VM == QEMU {
 		fmt.Fprintf(&b, "The VM's console:  %s (accelerator: %s)\n", l.vmConfig().ConsolePath(), l.Accelerator())
