@@ -142,7 +142,7 @@ func checkRedirect(t *testing.T, l *lab.Lab) {
 	if len(found.tables) != 1 || len(found.rules) != 2 || len(found.routes) != 2 {
 		t.Errorf("tables %v, rules %v, routes %v; want one table, and a rule and a route of each family", found.tables, found.rules, found.routes)
 	}
-	checkSocketFiles(t, l, "admin.sock", "lease.sock", "offload.sock")
+	checkSocketFiles(t, l, "admin.sock", "lease-0.sock", "offload-0.sock")
 }
 
 // checkNoRedirect looks for anything that a daemon, which has stopped, has left.

@@ -41,6 +41,7 @@ type Conn struct {
 	mu           sync.Mutex
 	end          lease.Guest
 	socket       *socket          // end's
+	link         *link            // of the lease, or the last one
 	session      *session.Session // of the lease
 	id           uint32           // of the lease
 	began        time.Time        // the handover

@@ -89,7 +89,7 @@ func (c *Conn) refused(payload []byte) error {
 	if errors.Is(err, lease.ErrPhase) {
 		return err
 	}
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.afterUnwinding(err)
 	return c.tell(result{kind: wire.TypeRefused, reason: m.Reason})
 }
@@ -140,7 +140,7 @@ func (c *Conn) closedByHost(payload []byte) error {
 	if err := c.end.Closed(); errors.Is(err, lease.ErrPhase) {
 		return err
 	}
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.over(hostClosed(m.Reason))
 	return nil
 }
@@ -217,7 +217,7 @@ func (c *Conn) late(p []byte) error {
 // breakDown ends a connection that could not be taken back after all.
 func (c *Conn) breakDown(text string, err error) {
 	c.agent.log.Warn("handback: "+text+"; resetting the connection", "client", c.remote, "error", err)
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.over(err)
 }
 
@@ -240,7 +240,7 @@ func (c *Conn) released(payload []byte) error {
 		c.agent.stats.step(StepLeased, time.Duration(m.Leased))
 		c.agent.stats.step(StepRound, now.Sub(c.began)-time.Duration(m.Leased))
 	}
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.becomeLocal()
 	return nil
 }

@@ -18,6 +18,7 @@ var (
 	infoDesc      = describe("info", "1; the label tells the mode: lease, offload or off.", "mode")
 	upDesc        = describe("host_up", "Whether there is a session with the host daemon.")
 	drainingDesc  = describe("host_draining", "Whether the host daemon is stopping and takes no more leases.")
+	channelsDesc  = describe("channels", "Channels over which the host daemon is in touch.")
 	leasesDesc    = describe("leases", "Connections that the host has, or that are on their way.")
 	fallbacksDesc = describe("fallbacks_total", "Ranges of files that could have gone through the host and did not.", "reason")
 	handoverDesc  = describe("handover_duration_seconds", "How long a handover took, from freezing the socket to the host's GRANTED.")
@@ -46,7 +47,7 @@ var counters = []struct {
 // Describe implements prometheus.Collector.
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		infoDesc, upDesc, drainingDesc, leasesDesc, fallbacksDesc, handoverDesc, handbackDesc, stepDesc,
+		infoDesc, upDesc, drainingDesc, channelsDesc, leasesDesc, fallbacksDesc, handoverDesc, handbackDesc, stepDesc,
 	} {
 		out <- d
 	}
@@ -57,10 +58,11 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(out chan<- prometheus.Metric) {
-	host, leases := c.agent.state()
+	host, channels, leases := c.agent.state()
 	out <- metrics.Gauge(infoDesc, 1, c.agent.policy.Mode.String())
 	out <- metrics.Gauge(upDesc, metrics.Flag(host != hostAway))
 	out <- metrics.Gauge(drainingDesc, metrics.Flag(host == hostDraining))
+	out <- metrics.Gauge(channelsDesc, float64(channels))
 	out <- metrics.Gauge(leasesDesc, float64(leases))
 
 	counts, fallbacks := c.agent.stats.counted()

@@ -65,6 +65,7 @@ type Snapshot struct {
 	Mode      string             `json:"mode"`
 	Host      string             `json:"host"` // "up", "away" or "draining"
 	Leases    int                `json:"leases"`
+	Channels  int                `json:"channels"` // with a session
 	Counts    Counts             `json:"counts"`
 	Fallbacks map[string]uint64  `json:"fallbacks"` // by reason: ranges that could have gone through the host and did not
 	Steps     map[Step]Quantiles `json:"steps"`

@@ -69,8 +69,8 @@ func (a Arm) port() uint16 {
 
 func (a Arm) adminPort() uint16 { return a.port() + 1000 }
 
-// channelIndex numbers the virtio-serial ports, one for each arm that has a channel.
-func (a Arm) channelIndex() int { return map[Arm]int{Offload: 0, Lease: 1}[a] }
+// channelArms have channels.
+var channelArms = []Arm{Offload, Lease}
 
 // addr is where an arm's server listens.
 func (a Arm) addr() netip.Addr {

@@ -39,10 +39,14 @@ type Options struct {
 	Files     string         // the directory that is shared
 	Threshold int64          // bytes, of the offloading arms
 	BusyPoll  *time.Duration // of the offloading servers; nil: what suits the guest
+	CPUs      int            // of the guest, each with a channel of its own for each arm; default: 1
 	LinkBits  uint64         // bit/s on the link to the client, 0: as fast as it goes
 	Detached  bool           // outlive this process
 	Progress  func(step string)
 }
+
+// maxCPUs of a guest: more than a lab is good for.
+const maxCPUs = 16
 
 // Lab is a running lab.
 type Lab struct {
@@ -84,6 +88,9 @@ func (o Options) Validate() error {
 	if o.VM != QEMU && o.VM != NetNS {
 		return fmt.Errorf("lab guest %q: use qemu or netns", o.VM)
 	}
+	if o.CPUs < 0 || o.CPUs > maxCPUs {
+		return fmt.Errorf("a guest of %d CPUs: use 1 to %d", o.CPUs, maxCPUs)
+	}
 	return nil
 }
 
@@ -95,6 +102,7 @@ func prepare(opts Options) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a lab needs root: it makes network namespaces")
 	}
+	opts.CPUs = max(opts.CPUs, 1)
 	if opts.Progress == nil {
 		opts.Progress = func(string) {}
 	}
