@@ -1,20 +1,16 @@
 package host
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"spillway/internal/channel"
 	"spillway/internal/metrics"
 )
 
@@ -82,10 +78,10 @@ func (d *Daemon) serveOperators() (*operators, error) {
 		o.serve(l, d.metricsHandler())
 	}
 	if d.cfg.Admin != "" {
-		l, err := listenAdmin(d.cfg.Admin)
+		l, err := channel.ListenSocketFile(d.cfg.Admin, adminMode)
 		if err != nil {
 			o.close()
-			return nil, err
+			return nil, fmt.Errorf("admin socket %s: %w; another daemon needs another one, see admin in the configuration", d.cfg.Admin, err)
 		}
 		o.serve(l, d.AdminHandler())
 	}
@@ -107,21 +103,4 @@ func (o *operators) close() {
 		_ = s.Close() // and removes the admin socket's file
 	}
 	o.done.Wait()
-}
-
-// listenAdmin makes the socket, in place of one that a killed daemon has left. That no other daemon is alive is known: this one
-// holds the redirect and the channels.
-func listenAdmin(path string) (net.Listener, error) {
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	// bind gives the file the mode of the socket, less the umask (unix_bind_bsd, net/unix/af_unix.c), so that it is never open to others.
-	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
-		var chmodErr error
-		err := rc.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), adminMode) })
-		return errors.Join(err, chmodErr)
-	}}
-	return lc.Listen(context.Background(), "unix", path)
 }

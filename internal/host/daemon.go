@@ -36,6 +36,7 @@ type Daemon struct {
 	active   atomic.Int64   // leases whose sender runs
 	draining atomic.Bool
 	ran      atomic.Bool
+	sees     func(local, remote netip.Addr) error // whether a client's packets pass the redirect
 }
 
 // environment is what a test replaces to run the daemon in a network namespace that is not the process's.
@@ -141,6 +142,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	}
 	// After all sockets are closed: a packet that came later would reach the guest, which answers with a RST.
 	defer func() { err = errors.Join(err, installed.Remove()) }()
+	d.sees = installed.Sees
 	if installed.IPv6Off != nil {
 		d.log.Warn("IPv6 connections stay in the VMs", "reason", installed.IPv6Off)
 	}

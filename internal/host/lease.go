@@ -229,7 +229,7 @@ func (l *leaseConn) stop(reason wire.Reason) {
 	l.finishNow(reason)
 }
 
-// stall ends a lease whose client takes nothing: with RST, as nobody would read anything else.
+// stall ends a lease whose client never took anything: with RST, as nobody would read anything else.
 func (l *leaseConn) stall() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

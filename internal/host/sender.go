@@ -65,6 +65,7 @@ func (l *leaseConn) accept() bool {
 		l.since = time.Now()
 		l.live, l.granted = true, l.since
 		l.mu.Unlock()
+		l.socket.boundQueue(l.vm.leaseCount())
 		return send(l.handler, l.id, 0, wire.Granted{})
 	})
 	switch {

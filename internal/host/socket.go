@@ -207,6 +207,22 @@ func (s *socket) outstanding() (n int, err error) {
 	return n, err
 }
 
+// What the leases of a VM may have queued that was not sent yet, in bytes, if that is what they all wait for: each has its part of queuedTotal when it
+// begins. What is under way is the client's receive window's matter, as with any server.
+const (
+	queuedTotal = 64 << 20
+	queuedMin   = 64 << 10
+	queuedMax   = 1 << 20 // more makes no connection faster
+)
+
+// boundQueue bounds what waits to be sent, one of so many leases, by TCP_NOTSENT_LOWAT.
+func (s *socket) boundQueue(leases int) {
+	bound := min(max(queuedTotal/max(leases, 1), queuedMin), queuedMax)
+	_ = s.control(func(fd int) error { // it is there since Linux 3.12
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bound)
+	})
+}
+
 // unsent returns the bytes that wait to be sent.
 func (s *socket) unsent() (n int, err error) {
 	err = s.control(func(fd int) (err error) {
