@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Schema is the version of the report's JSON. A field may be added under the same version; nothing else may change.
@@ -70,7 +71,8 @@ func NewReport(bench string, env Env) *Report {
 	return &Report{Schema: Schema, Bench: bench, Env: env, Rows: []Row{}}
 }
 
-// WriteFile puts the report's JSON in place at once: a reader sees the old file or the new one. The directory is made when it is missing.
+// WriteFile puts the report's JSON in place at once: a reader sees the old file or the new one. The directory is made when it is missing. What is no
+// regular file, as /dev/stdout, is written to.
 func (r *Report) WriteFile(path string) (err error) {
 	defer func() {
 		if err != nil {
@@ -81,6 +83,13 @@ func (r *Report) WriteFile(path string) (err error) {
 	if err != nil {
 		return err
 	}
+	b = append(b, '\n')
+	if info, err := os.Stat(path); err == nil && (!info.Mode().IsRegular() || strings.HasPrefix(path, "/dev/")) {
+		return writeInto(path, b)
+	}
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target // and not the link is replaced
+	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -89,7 +98,7 @@ func (r *Report) WriteFile(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(b)
 	err = errors.Join(err, f.Chmod(0o644), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
@@ -98,6 +107,16 @@ func (r *Report) WriteFile(path string) (err error) {
 		os.Remove(f.Name())
 	}
 	return err
+}
+
+// writeInto writes to what there is.
+func writeInto(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
 // ReadFile reads a report. Fields that this version does not know are ignored; another schema is an error.

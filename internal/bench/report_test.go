@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -85,6 +86,47 @@ func TestReportJSON(t *testing.T) {
 }
 
 // TestSchema holds the names and kinds of the fields by themselves, apart from Go's types and from the golden file.
+// TestReportIntoPipe asks for the report where nothing can be renamed to, as --json /dev/stdout does.
+func TestReportIntoPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan []byte, 1)
+	go func() {
+		b, _ := os.ReadFile(path)
+		got <- b
+	}()
+	if err := sample().WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "report.json", <-got)
+	if info, err := os.Stat(path); err != nil || info.Mode().IsRegular() {
+		t.Errorf("the pipe was replaced: %v, %v", info.Mode(), err)
+	}
+}
+
+// TestReportThroughLink keeps a symbolic link and replaces what it names.
+func TestReportThroughLink(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "target.json"), filepath.Join(dir, "link.json")
+	if err := os.WriteFile(target, []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := sample().WriteFile(link); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link was replaced: %v", err)
+	}
+	if b, err := os.ReadFile(target); err != nil || string(b) == "old" {
+		t.Errorf("the link's target was not written: %v", err)
+	}
+}
+
 func TestSchema(t *testing.T) {
 	b, err := json.Marshal(&Report{Schema: Schema, Rows: []Row{{}}})
 	if err != nil {
