@@ -53,7 +53,7 @@ func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation
 	if err != nil {
 		return nil, err
 	}
-	report, err := evaluation.Run(cmd.Context(), name, opts, f.link, plan, bench.NewProgress(os.Stderr))
+	report, err := evaluation.Run(cmd.Context(), name, opts, plan, bench.NewProgress(os.Stderr))
 	if report != nil && len(report.Rows) > 0 {
 		err = errors.Join(err, publish(cmd.OutOrStdout(), report, f.json))
 	}

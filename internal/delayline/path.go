@@ -29,7 +29,7 @@ func New(cfg Config, a, b *os.File) (*Path, error) {
 	for i, f := range p.devices {
 		fds[i] = int(f.Fd())
 		if err == nil {
-			err = unix.SetNonblock(fds[i], true)
+			err = prepare(fds[i])
 		}
 	}
 	if err != nil {
@@ -42,6 +42,18 @@ func New(cfg Config, a, b *os.File) (*Path, error) {
 		}
 	}
 	return p, nil
+}
+
+// prepare makes reads of a device return at once. A file that is none is refused.
+func prepare(fd int) error {
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {
+		return fmt.Errorf("descriptor %d is no TUN device: %w", fd, err)
+	}
+	return unix.SetNonblock(fd, true)
 }
 
 // Close removes the devices. It must not be called while Run runs.

@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
+
+	"spillway/internal/testkit"
 )
 
 // exact compares counters without those of the machine's speed.
@@ -368,6 +370,7 @@ func TestOpenDeviceFails(t *testing.T) {
 
 // TestNewFails: a configuration that cannot be, and a file that is no device, are refused, and the files are closed.
 func TestNewFails(t *testing.T) {
+	testkit.CheckFDs(t)
 	open := func() *os.File {
 		f, err := os.Open(os.DevNull)
 		if err != nil {
@@ -381,5 +384,8 @@ func TestNewFails(t *testing.T) {
 	}
 	if err := a.Close(); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("the file was left open: %v", err)
+	}
+	if _, err := New(Config{}, open(), open()); err == nil || !strings.Contains(err.Error(), "no TUN device") {
+		t.Errorf("New says %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package evaluation
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,7 +20,7 @@ import (
 )
 
 // Run brings a lab up, measures a plan in it and takes it down again. A report can come together with an error, see [Measure].
-func Run(ctx context.Context, name string, opts lab.Options, link string, plan Plan, progress *bench.Progress) (report *bench.Report, err error) {
+func Run(ctx context.Context, name string, opts lab.Options, plan Plan, progress *bench.Progress) (report *bench.Report, err error) {
 	if err := plan.Validate(); err != nil {
 		return nil, err
 	}
@@ -33,7 +34,7 @@ func Run(ctx context.Context, name string, opts lab.Options, link string, plan P
 		err = errors.Join(err, l.Down())
 		progress.Done("")
 	}()
-	env, err := environment(l, link)
+	env, err := environment(l)
 	if err != nil {
 		return nil, err
 	}
@@ -46,14 +47,12 @@ func Run(ctx context.Context, name string, opts lab.Options, link string, plan P
 }
 
 // environment describes the machine and the lab.
-func environment(l *lab.Lab, link string) (bench.Env, error) {
+func environment(l *lab.Lab) (bench.Env, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return bench.Env{}, err
 	}
-	if link == "" {
-		link = "unshaped"
-	}
+	link := cmp.Or(l.Link.String(), "unshaped")
 	return bench.Env{
 		Accelerator: l.Accelerator(), Kernel: unix.ByteSliceToString(u.Release[:]), QEMU: l.QEMUVersion(), CPUs: runtime.NumCPU(), Link: link,
 	}, nil

@@ -156,7 +156,7 @@ func TestRun(t *testing.T) {
 	}
 	cases = append([]Case{lie}, cases...)
 	plan.Cases = cases
-	report, err := Run(t.Context(), "test", opts, "", plan, bench.NewProgress(&shown))
+	report, err := Run(t.Context(), "test", opts, plan, bench.NewProgress(&shown))
 	if err == nil || !strings.HasPrefix(err.Error(), "lie: ") || !strings.Contains(err.Error(), "arm lease: 2 wrong bodies") ||
 		strings.Contains(err.Error(), "KB") {
 		t.Fatal(err)
@@ -184,7 +184,7 @@ func TestRun(t *testing.T) {
 	if !strings.Contains(shown.String(), "round 2 of 2") {
 		t.Errorf("progress is %q", shown.String())
 	}
-	if _, err := Run(t.Context(), "test", lab.Options{Name: "NO"}, "", plan, bench.NewProgress(nil)); err == nil {
+	if _, err := Run(t.Context(), "test", lab.Options{Name: "NO"}, plan, bench.NewProgress(nil)); err == nil {
 		t.Error("a lab that cannot be")
 	}
 }

@@ -39,7 +39,7 @@ type Options struct {
 	Files     string         // the directory that is shared
 	Threshold int64          // bytes, of the offloading arms
 	BusyPoll  *time.Duration // of the offloading servers; nil: what suits the guest
-	LinkBits  uint64         // bit/s on the link to the client, 0: as fast as it goes
+	Link      Link           // between client and host
 	Detached  bool           // outlive this process
 	Progress  func(step string)
 }
@@ -107,6 +107,7 @@ func prepare(opts Options) (*Lab, error) {
 	if opts.Files, err = filepath.Abs(opts.Files); err != nil {
 		return nil, err
 	}
+	opts.Link = opts.Link.seeded()
 	l := &Lab{Options: opts, Dir: filepath.Join(StateRoot, opts.Name), daemons: map[string]*process{}}
 	if err := os.MkdirAll(StateRoot, 0o755); err != nil {
 		return nil, err
@@ -145,15 +146,12 @@ func (l *Lab) topology() (err error) {
 	steps := []func() error{
 		func() error { return l.Host.Sysctl("net/ipv4/ip_forward", "1") },
 		func() error { return l.Host.Sysctl("net/ipv6/conf/all/forwarding", "1") },
-		func() error { return l.Host.Veth(clientLink, clientLinkIndex, l.Client, peerLink) },
+		l.clientLink,
 		func() error { return l.Host.Addresses(clientLink, hostAddr4, hostAddr6) },
 		func() error { return l.Client.Addresses(peerLink, clientAddr4, clientAddr6) },
 		func() error { return l.Client.DefaultRoutes(hostAddr4.Addr(), hostAddr6.Addr()) },
 		l.guestLink,
 		func() error { return l.Host.Addresses(guestLink, gateway4, gateway6) },
-	}
-	if l.LinkBits > 0 {
-		steps = append(steps, func() error { return l.Host.Limit(clientLink, l.LinkBits) })
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -286,9 +284,12 @@ func (l *Lab) armReady(ctx context.Context, arm Arm) error {
 	return nil
 }
 
+// getTimeout bounds get: a link that loses packets costs 1 s for a SYN (TCP_TIMEOUT_INIT, include/net/tcp.h), and 3 s for two.
+const getTimeout = 5 * time.Second
+
 // get reads a small document from inside the client's namespace.
 func (l *Lab) get(ctx context.Context, method, url string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, getTimeout+4*l.Link.RTT) // a connection, an answer, and each once more
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
