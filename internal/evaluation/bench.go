@@ -24,26 +24,34 @@ func Run(ctx context.Context, name string, opts lab.Options, plan Plan, progress
 	if err := plan.Validate(); err != nil {
 		return nil, err
 	}
+	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
+		env, err := environment(l)
+		if err != nil {
+			return err
+		}
+		report = bench.NewReport(name, env)
+		report.Rows, err = Measure(ctx, l, plan, progress)
+		return err
+	})
+	return report, err
+}
+
+// inLab brings a lab up, calls fn and takes it down again. When fn fails the error has what ended in the lab by itself.
+func inLab(ctx context.Context, opts lab.Options, progress *bench.Progress, fn func(*lab.Lab) error) (err error) {
 	opts.Progress = func(step string) { progress.Step("lab: %s", step) }
 	l, err := lab.Up(ctx, opts)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		progress.Step("lab: down")
 		err = errors.Join(err, l.Down())
 		progress.Done("")
 	}()
-	env, err := environment(l)
-	if err != nil {
-		return nil, err
+	if err := fn(l); err != nil {
+		return errors.Join(err, l.Health())
 	}
-	report = bench.NewReport(name, env)
-	report.Rows, err = Measure(ctx, l, plan, progress)
-	if err != nil {
-		err = errors.Join(err, l.Health())
-	}
-	return report, err
+	return nil
 }
 
 // environment describes the machine and the lab.
@@ -54,7 +62,8 @@ func environment(l *lab.Lab) (bench.Env, error) {
 	}
 	link := cmp.Or(l.Link.String(), "unshaped")
 	return bench.Env{
-		Accelerator: l.Accelerator(), Kernel: unix.ByteSliceToString(u.Release[:]), QEMU: l.QEMUVersion(), CPUs: runtime.NumCPU(), Link: link,
+		Accelerator: l.Accelerator(), Kernel: unix.ByteSliceToString(u.Release[:]), QEMU: l.QEMUVersion(), CPUs: runtime.NumCPU(),
+		Link: link, Congestion: l.Congestion,
 	}, nil
 }
 

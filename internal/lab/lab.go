@@ -40,8 +40,10 @@ type Options struct {
 	Threshold int64          // bytes, of the offloading arms
 	BusyPoll  *time.Duration // of the offloading servers; nil: what suits the guest
 	Link      Link           // between client and host
-	Detached  bool           // outlive this process
-	Progress  func(step string)
+	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
+	Congestion string
+	Detached   bool // outlive this process
+	Progress   func(step string)
 }
 
 // Lab is a running lab.
@@ -152,6 +154,7 @@ func (l *Lab) topology() (err error) {
 		func() error { return l.Client.DefaultRoutes(hostAddr4.Addr(), hostAddr6.Addr()) },
 		l.guestLink,
 		func() error { return l.Host.Addresses(guestLink, gateway4, gateway6) },
+		l.congestion,
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -171,6 +174,22 @@ func (l *Lab) guestLink() error {
 		l.Guest.Addresses(peerLink, guestAddr4, guestAddr6),
 		l.Guest.DefaultRoutes(gateway4.Addr(), gateway6.Addr()),
 	)
+}
+
+// congestion sets the congestion control of host and guest; a VM's init does it there.
+func (l *Lab) congestion() error {
+	if l.Congestion == "" {
+		return nil
+	}
+	for _, ns := range []*netns.Namespace{l.Host, l.Guest} {
+		if ns == nil {
+			continue
+		}
+		if err := ns.Congestion(l.Congestion, clientAddr4.Addr(), clientAddr6.Addr()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func namespaceName(lab, role string) string { return "spw-" + lab + "-" + role }
