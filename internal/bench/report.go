@@ -54,6 +54,9 @@ type Row struct {
 	Handbacks int64  `json:"handbacks"`
 	Fallbacks Counts `json:"fallbacks"` // local serving, by reason
 
+	// Drops are packets that the link with delay has dropped, by cause, in both directions.
+	Drops Counts `json:"drops,omitempty"`
+
 	// Steps are the parts of a handover or of a request, by name.
 	Steps map[string]Step `json:"steps,omitempty"`
 }

@@ -32,6 +32,7 @@ func sample() *Report {
 	offload.Steps = map[string]Step{"handover": {MedianUs: 38.25, P99Us: 120}, "handback": {MedianUs: 77, P99Us: 288.125}}
 	lease := add("lease", "smarttv", 351, 3_685_500_000, 3.422, 9750)
 	lease.Handovers = 1
+	lease.Drops = Counts{"queue_full": 7, "lost": 0}
 	lease.IQRUs, lease.FirstByteUs, lease.FirstByteP99Us, lease.FirstByteIQRUs = 812.5, 40_812.5, 45_000, 250
 	lease.Fallbacks = Counts{"small": 12, "mptcp": 1, "share-unknown": 1234, "host-away": 3, "unread-input": 2, "never": 0}
 	add("lease", "alone", 0, 0, 1, 0).Wrong = 100_000

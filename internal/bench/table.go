@@ -54,18 +54,18 @@ func (r *Report) ratio(row Row, arm string) string {
 	return fixed(row.MBPerS/r.Rows[i].MBPerS, 2)
 }
 
-// WriteTimes writes how long the rows' first and last bytes took.
+// WriteTimes writes how long the rows' first and last bytes took, and what the link has dropped.
 func (r *Report) WriteTimes(w io.Writer) error {
 	t := grid{
 		heads: [][]string{
-			{"ms to", "", "", "first byte", "", "", "last byte", "", ""},
-			{"arm", "case", "n", "median", "p99", "IQR", "median", "p99", "IQR"},
+			{"ms to", "", "", "first byte", "", "", "last byte", "", "", "dropped by"},
+			{"arm", "case", "n", "median", "p99", "IQR", "median", "p99", "IQR", "the link"},
 		},
-		left: []bool{0: true, 1: true, 8: false},
+		left: []bool{0: true, 1: true, 9: true},
 	}
 	ms := func(us float64) string { return fixed(us/1000, 1) }
 	for _, row := range r.Rows {
-		t.add(nil, row.Arm, row.Case, strconv.Itoa(row.N), ms(row.FirstByteUs), ms(row.FirstByteP99Us), ms(row.FirstByteIQRUs),
+		t.add(row.Drops.lines(), row.Arm, row.Case, strconv.Itoa(row.N), ms(row.FirstByteUs), ms(row.FirstByteP99Us), ms(row.FirstByteIQRUs),
 			ms(row.MedianUs), ms(row.P99Us), ms(row.IQRUs))
 	}
 	var b strings.Builder

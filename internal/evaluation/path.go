@@ -53,8 +53,8 @@ var stageNames = [stages]string{"warm-up", "first", "following"}
 
 // RunPath measures a plan and returns a row for each size, stage and arm, in this order. The files are made below dir, which is opts.Files.
 //
-// The threshold of the offloading arms is the size; the warm-up's file is a byte smaller, so that the guest serves it by itself. What the servers count, they
-// count over the whole connection: it stands in the rows of the first response.
+// The threshold of the offloading arms is the size; the warm-up's file is a byte smaller, so that the guest serves it by itself. What servers and link count
+// is of whole connections: it stands in the rows of the first response.
 func RunPath(ctx context.Context, opts lab.Options, plan PathPlan, progress *bench.Progress) (report *bench.Report, err error) {
 	if err := plan.Validate(); err != nil {
 		return nil, err
@@ -99,6 +99,7 @@ type pathMeasurement struct {
 	size     int64
 	progress *bench.Progress
 	targets  [stages][]bench.Target
+	drops    map[lab.Arm]bench.Counts // of the timed connections, by the link
 }
 
 // makeFiles makes the segment and the warm-up's, which is a byte smaller.
@@ -147,9 +148,10 @@ func (m *pathMeasurement) run(ctx context.Context, l *lab.Lab) ([]bench.Row, err
 			return nil, err
 		}
 	}
+	m.drops = map[lab.Arm]bench.Counts{}
 	err := bench.Interleave(ctx, names, m.plan.Rounds, func(ctx context.Context, arm string, round int) error {
 		m.progress.Step("%s, %s: round %d of %d", SizeName(m.size), arm, round+1, m.plan.Rounds)
-		return m.connection(ctx, lab.Arm(arm), false, timed[lab.Arm(arm)])
+		return m.countDrops(ctx, lab.Arm(arm), func() error { return m.connection(ctx, lab.Arm(arm), false, timed[lab.Arm(arm)]) })
 	})
 	if err != nil {
 		return nil, err
@@ -179,6 +181,31 @@ func (m *pathMeasurement) connection(ctx context.Context, arm lab.Arm, verify bo
 	return nil
 }
 
+// countDrops adds what the link drops while fn runs; a link without a delay line tells nothing.
+func (m *pathMeasurement) countDrops(ctx context.Context, arm lab.Arm, fn func() error) error {
+	if _, ok := m.lab.Link.DelayLine(); !ok {
+		return fn()
+	}
+	before, err := m.lab.LinkStats(ctx)
+	if err == nil {
+		err = fn()
+	}
+	if err != nil {
+		return err
+	}
+	after, err := m.lab.LinkStats(ctx)
+	if err != nil {
+		return err
+	}
+	if m.drops[arm] == nil {
+		m.drops[arm] = bench.Counts{}
+	}
+	for cause, n := range after.Drops() {
+		m.drops[arm][cause] += n - before.Drops()[cause]
+	}
+	return nil
+}
+
 func (r *armRecorders) errs() (all []error) {
 	for s := range r {
 		all = append(all, r[s].Errors()...)
@@ -197,6 +224,9 @@ func (m *pathMeasurement) rows(timed, verified map[lab.Arm]*armRecorders, stats 
 				counted = stats[arm]
 			}
 			row, wrong := newRow(arm, SizeName(m.size)+" "+stageNames[s], &timed[arm][s], &verified[arm][s], counted)
+			if s == first {
+				row.Drops = m.drops[arm]
+			}
 			rows, doubts = append(rows, row), append(doubts, wrong)
 		}
 	}

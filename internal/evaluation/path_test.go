@@ -108,6 +108,9 @@ func TestRunPath(t *testing.T) {
 		} else if s == first && arm == lab.Offload {
 			handovers, small = rounds*(1+more), rounds
 		}
+		if (row.Drops != nil) != (s == first) || row.Drops["refused"] != 0 {
+			t.Errorf("%s, %s: the link has dropped %v", arm, wantCase, row.Drops)
+		}
 		if row.Handovers != handovers || row.Fallbacks["small"] != small {
 			t.Errorf("%s, %s: %d handovers, want %d; fallbacks are %v, want %d small ones", arm, wantCase, row.Handovers, handovers,
 				row.Fallbacks, small)

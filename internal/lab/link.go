@@ -177,6 +177,12 @@ type LinkStats struct {
 	ToClient delayline.Counters `json:"to_client"`
 }
 
+// Drops are the packets that did not arrive, by cause, in both directions.
+func (s LinkStats) Drops() map[string]int64 {
+	a, b := s.ToHost, s.ToClient
+	return map[string]int64{"queue_full": a.QueueFull + b.QueueFull, "lost": a.Lost + b.Lost, "refused": a.Refused + b.Refused}
+}
+
 // LinkStats asks the delay line for its counters.
 func (l *Lab) LinkStats(ctx context.Context) (s LinkStats, err error) {
 	if _, ok := l.Link.DelayLine(); !ok {
