@@ -175,9 +175,6 @@ func (m *pathMeasurement) connection(ctx context.Context, arm lab.Arm, verify bo
 			return err
 		}
 	}
-	if c.Dials() > 1 {
-		return fmt.Errorf("arm %s: a connection broke within a round: %w", arm, errors.Join(into.errs()...))
-	}
 	return nil
 }
 
@@ -204,13 +201,6 @@ func (m *pathMeasurement) countDrops(ctx context.Context, arm lab.Arm, fn func()
 		m.drops[arm][cause] += n - before.Drops()[cause]
 	}
 	return nil
-}
-
-func (r *armRecorders) errs() (all []error) {
-	for s := range r {
-		all = append(all, r[s].Errors()...)
-	}
-	return all
 }
 
 // rows joins what clients and servers have seen.
