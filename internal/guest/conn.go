@@ -302,7 +302,8 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	return c.tcp.SetWriteDeadline(t)
 }
 
-// Close implements net.Conn. Bytes that were written still reach the client.
+// Close implements net.Conn. Bytes that were written still reach the client. A file that is being sent is not sent to its end: the connection is
+// reset, as it is after a write deadline.
 func (c *Conn) Close() error {
 	c.flushHead()
 	c.mu.Lock()
@@ -316,10 +317,19 @@ func (c *Conn) Close() error {
 	case lease.Local:
 		return c.tcp.Close()
 	case lease.Leased:
-		c.say(wire.Close{}, 0) // our socket stays, silent, until CLOSED
+		c.sayClose() // our socket stays, silent, until CLOSED
 	}
 	// Handing and Returning: what comes of it decides (event). Gone: closed already.
 	return nil
+}
+
+// sayClose lets the host close the connection. c.mu is held.
+func (c *Conn) sayClose() {
+	var flags wire.Flags
+	if c.sending {
+		flags = wire.FlagAbort
+	}
+	c.say(wire.Close{}, flags)
 }
 
 // CloseWrite tells the client that no more bytes come, as (*net.TCPConn).CloseWrite: the write deadline does not matter to it.

@@ -75,7 +75,7 @@ func (c *Conn) granted() error {
 	case c.failed != nil: // the server gave up meanwhile
 		c.say(wire.Close{}, wire.FlagAbort)
 	case c.closed: // the server closed it meanwhile
-		c.say(wire.Close{}, 0)
+		c.sayClose()
 	}
 	return nil
 }

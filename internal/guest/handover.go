@@ -194,7 +194,7 @@ func (c *Conn) result() (result, error) {
 			return r, nil
 		default:
 		}
-		if closed { // the host closes it after the SEND
+		if closed { // the host resets it
 			c.takeHead()
 			return result{}, c.opError("write", net.ErrClosed)
 		}
