@@ -56,6 +56,7 @@ type Conn struct {
 	sendCount    int64       // its bytes
 	results      chan result // what became of it
 	closed       bool        // the server called Close
+	resets       bool        // Close is to send a RST: SetLinger(0)
 	takenAt      time.Time   // the answer to HANDBACK
 	kept         bool        // a handback of this lease was declined: what it took says nothing
 	failed       error       // why the connection is over for the server
@@ -326,7 +327,7 @@ func (c *Conn) Close() error {
 // sayClose lets the host close the connection. c.mu is held.
 func (c *Conn) sayClose() {
 	var flags wire.Flags
-	if c.sending {
+	if c.sending || c.resets {
 		flags = wire.FlagAbort
 	}
 	c.say(wire.Close{}, flags)

@@ -18,7 +18,8 @@ type socket struct {
 	start   *tcprepair.StartWindow
 	window  tcpstate.PeerWindow // as Restore got it
 	frozen  *tcpstate.State     // as Extract found it, for Confirm
-	options *tcpstate.State     // what ReadOptions reads, before the first handover: servers do not change them later
+	options *tcpstate.State     // what ReadOptions reads, before the first handover
+	stale   bool                // options were changed since
 }
 
 // control runs f with the file descriptor.
@@ -40,12 +41,12 @@ func (s *socket) keepAlive() tcpstate.KeepAlive {
 
 func (s *socket) Freeze() error {
 	return s.control(func(fd int) error {
-		if s.options == nil {
+		if s.options == nil || s.stale {
 			options := tcpstate.State{Local: s.local}
 			if err := tcprepair.ReadOptions(fd, &options); err != nil {
 				return withReason(err)
 			}
-			s.options = &options
+			s.options, s.stale = &options, false
 		}
 		return withReason(s.freezer.Freeze(fd))
 	})
