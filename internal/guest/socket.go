@@ -17,6 +17,7 @@ type socket struct {
 	freezer *tcprepair.Freezer
 	start   *tcprepair.StartWindow
 	window  tcpstate.PeerWindow // as Restore got it
+	next    uint32              // sequence number of the next byte of the client's, as Restore got it, and TakeIn
 	frozen  *tcpstate.State     // as Extract found it, for Confirm
 	options *tcpstate.State     // what ReadOptions reads, before the first handover
 	stale   bool                // options were changed since
@@ -75,7 +76,7 @@ func (s *socket) Park() error {
 }
 
 func (s *socket) Restore(st *tcpstate.State) error {
-	s.window = st.Window.Peer()
+	s.window, s.next = st.Window.Peer(), st.RecvSeq
 	return s.control(func(fd int) error {
 		_ = s.start.Set(fd, st.Cwnd) // without it, the connection is slower to begin with
 		return tcprepair.RestoreInPlace(fd, st, s.keepAlive())
@@ -83,7 +84,9 @@ func (s *socket) Restore(st *tcpstate.State) error {
 }
 
 func (s *socket) TakeIn(p []byte) error {
-	return s.control(func(fd int) error { return tcprepair.TakeIn(fd, p) })
+	seq := s.next
+	s.next += uint32(len(p))
+	return s.control(func(fd int) error { return s.freezer.TakeIn(fd, seq, p) })
 }
 
 func (s *socket) Update(now tcpstate.PeerWindow) error {
