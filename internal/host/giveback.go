@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"spillway/internal/lease"
+	"spillway/internal/tcprepair"
 	"spillway/internal/wire"
 )
 
@@ -176,6 +177,9 @@ func (l *leaseConn) awaitAnswer() wire.Type {
 func (l *leaseConn) release() (over wire.Reason) {
 	if err := l.end.Taken(l.passLate); err != nil {
 		// The guest resets the connection when it hears CLOSED.
+		if errors.Is(err, tcprepair.ErrNotEstablished) {
+			return wire.ReasonClientGone
+		}
 		l.complainOnce("a connection was lost while it was given back", err)
 		return wire.ReasonKernel
 	}
