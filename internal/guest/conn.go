@@ -57,6 +57,7 @@ type Conn struct {
 	results      chan result // what became of it
 	closed       bool        // the server called Close
 	resets       bool        // Close is to send a RST: SetLinger(0)
+	aborted      bool        // the host was told to reset the connection
 	takenAt      time.Time   // the answer to HANDBACK
 	kept         bool        // a handback of this lease was declined: what it took says nothing
 	failed       error       // why the connection is over for the server
@@ -326,11 +327,17 @@ func (c *Conn) Close() error {
 
 // sayClose lets the host close the connection. c.mu is held.
 func (c *Conn) sayClose() {
-	var flags wire.Flags
 	if c.sending || c.resets {
-		flags = wire.FlagAbort
+		c.sayAbort()
+		return
 	}
-	c.say(wire.Close{}, flags)
+	c.say(wire.Close{}, 0)
+}
+
+// sayAbort lets the host reset the connection. c.mu is held.
+func (c *Conn) sayAbort() {
+	c.aborted = true
+	c.say(wire.Close{}, wire.FlagAbort)
 }
 
 // CloseWrite tells the client that no more bytes come, as (*net.TCPConn).CloseWrite: the write deadline does not matter to it.

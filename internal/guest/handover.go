@@ -220,7 +220,7 @@ func (c *Conn) giveUp() {
 	}
 	c.failed = errGivenUp
 	if c.end.Phase() == lease.Leased {
-		c.say(wire.Close{}, wire.FlagAbort)
+		c.sayAbort()
 	} // a connection that is on its way to the host is reset when it is there (granted)
 }
 
