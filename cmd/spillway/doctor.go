@@ -36,7 +36,7 @@ func doctorCommand() *cobra.Command {
 			}
 			if role == doctor.Guest {
 				if env.ChannelPort == "" {
-					env.ChannelPort = strings.TrimPrefix(config.DefaultServe().Offload.Channel, "virtio:")
+					env.ChannelPort = strings.TrimPrefix(config.DefaultServe().Offload.Channels[0], "virtio:")
 				}
 			} else if err := hostEnvironment(&env, hostConfig); err != nil {
 				return err

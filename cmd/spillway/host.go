@@ -54,7 +54,7 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", defaultHostConfig, "configuration file")
 	cmd.Flags().Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
-	cmd.Flags().StringVar(&flags.Admin, "admin", "", "unix socket for status and recalls, empty for none; default: what the file says")
+	cmd.Flags().StringVar(&flags.Admin, "admin", "", "unix socket for status, metrics and recalls, empty for none; default: what the file says")
 	return cmd
 }
 

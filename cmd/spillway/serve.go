@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,9 +44,9 @@ them itself. In modes lease and offload it needs root.
 	f := cmd.Flags()
 	f.StringVarP(&file, "config", "c", "", "configuration file (see examples/serve.toml); flags override it")
 	f.StringSliceVar(&flags.Listen, "listen", flags.Listen, "addresses to serve clients at")
-	f.StringVar(&flags.Admin, "admin", flags.Admin, "address for counters (GET /stats), empty for none")
+	f.StringVar(&flags.Admin, "admin", flags.Admin, "address for counters (GET /stats, /metrics), empty for none")
 	f.Var(&flags.Offload.Mode, "mode", "lease, offload (hand back after each response) or off")
-	f.StringVar(&flags.Offload.Channel, "channel", flags.Offload.Channel, "virtio:PORT, unix:PATH or vsock:CID:PORT")
+	f.StringArrayVar(&flags.Offload.Channels, "channel", flags.Offload.Channels, "virtio:PORT, unix:PATH or vsock:CID:PORT; more than once for several")
 	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for")
 	f.Var(&flags.Offload.BusyPoll, "busy-poll", "how long to ask the channel for what is expected before sleeping; 0s: off")
 	f.Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
@@ -66,7 +67,7 @@ func serveConfig(cmd *cobra.Command, file string, shares []string, flags config.
 		"listen":    func() { cfg.Listen = flags.Listen },
 		"admin":     func() { cfg.Admin = flags.Admin },
 		"mode":      func() { cfg.Offload.Mode = flags.Offload.Mode },
-		"channel":   func() { cfg.Offload.Channel = flags.Offload.Channel },
+		"channel":   func() { cfg.Offload.Channels = flags.Offload.Channels },
 		"threshold": func() { cfg.Offload.Threshold = flags.Offload.Threshold },
 		"busy-poll": func() { cfg.Offload.BusyPoll = flags.Offload.BusyPoll },
 		"log-level": func() { cfg.LogLevel = flags.LogLevel },
@@ -136,11 +137,15 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 		// The channel outlives ctx until the responses under way have ended.
 		channelCtx, stopChannel := context.WithCancel(context.WithoutCancel(ctx))
 		defer stopChannel()
-		keep, err := keepChannel(channelCtx, cfg.Offload.Channel, agent, log)
-		if err != nil {
-			return errors.Join(err, server.Close())
+		var keeping sync.WaitGroup
+		for _, address := range cfg.Offload.Channels {
+			a, err := channel.ParseAddress(address)
+			if err != nil {
+				return errors.Join(err, server.Close())
+			}
+			keeping.Go(func() { keepChannel(channelCtx, a, agent, log) })
 		}
-		endSession = func() { stopChannel(); <-keep }
+		endSession = func() { stopChannel(); keeping.Wait() }
 		defer endSession()
 	}
 	if cfg.Admin != "" {
@@ -161,22 +166,13 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 	return group.Wait()
 }
 
-// keepChannel keeps the channel to the host until ctx is done; the returned channel is closed then.
-func keepChannel(ctx context.Context, address string, agent *guest.Agent, log *slog.Logger) (<-chan struct{}, error) {
-	addr, err := channel.ParseAddress(address)
-	if err != nil {
-		return nil, err
+// keepChannel keeps a channel to the host until ctx is done.
+func keepChannel(ctx context.Context, a channel.Address, agent *guest.Agent, log *slog.Logger) {
+	err := channel.Keep(ctx, a, func(ctx context.Context, conn channel.Conn) error { return agent.Serve(ctx, conn) },
+		channel.KeepOptions{Logger: log})
+	if ctx.Err() == nil {
+		log.Error("a channel cannot be used", "channel", a.String(), "error", err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		err := channel.Keep(ctx, addr, func(ctx context.Context, conn channel.Conn) error { return agent.Serve(ctx, conn) },
-			channel.KeepOptions{Logger: log})
-		if ctx.Err() == nil {
-			log.Error("the channel cannot be used; serving everything locally", "error", err)
-		}
-	}()
-	return done, nil
 }
 
 // openShares makes the file systems of the shares.

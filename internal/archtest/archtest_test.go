@@ -23,16 +23,17 @@ var layers = []struct {
 	packages []string
 }{
 	{"L0 words and formats", []string{
-		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/tcpstate", "internal/wire",
+		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/metrics", "internal/tcpstate", "internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair", "internal/testkit",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair",
+		"internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
 		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest",
 	}},
-	{"L4 trying it out", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/lab"}},
+	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/lab", "internal/status"}},
 	{"L5 programs", []string{"cmd/spillway"}},
 }
 
@@ -63,7 +64,7 @@ var forbidden = []struct {
 	{[]string{"internal/media"}, []string{"internal/guest", "internal/host", "internal/wire", "internal/lease", "internal/session"},
 		"the media server knows nothing of offloading"},
 	{[]string{"internal/guest", "internal/host", "internal/media"},
-		[]string{"internal/lab", "internal/bench", "internal/evaluation", "internal/netns", "internal/testkit"},
+		[]string{"internal/lab", "internal/bench", "internal/evaluation", "internal/netns", "internal/delayline", "internal/testkit"},
 		"what runs in production must not need what makes tests"},
 }
 
@@ -71,6 +72,7 @@ var forbidden = []struct {
 var syscallers = map[string]string{
 	"internal/bench":           "asks whether its output is a terminal, and how wide",
 	"internal/channel":         "the virtio-serial port's poll, the unix socket's owner lock, vsock addresses",
+	"internal/delayline":       "TUN devices: their ioctls, reads and writes, and a sleep that ends on time",
 	"internal/doctor":          "looks whether paths and devices can be used",
 	"internal/evaluation":      "uname",
 	"internal/feature":         "its probes are system calls",
@@ -86,6 +88,7 @@ var syscallers = map[string]string{
 	"internal/redirect":        "a lock that dies with its process, netlink constants",
 	"internal/session":         "asks the channel without waiting",
 	"internal/share":           "openat2 beneath the share",
+	"internal/status":          "asks whether its output is a terminal, and how high; error numbers, and whose socket it is",
 	"internal/tcprepair":       "the kernel's repair interface",
 	"cmd/spillway":             "signals",
 }

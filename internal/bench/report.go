@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Schema is the version of the report's JSON. A field may be added under the same version; nothing else may change.
@@ -25,24 +26,37 @@ type Env struct {
 	Kernel      string `json:"kernel"`      // the host's release
 	QEMU        string `json:"qemu"`
 	CPUs        int    `json:"cpus"`
-	Link        string `json:"link"` // "unshaped", "1 Gbit/s", …
+	Link        string `json:"link"` // "unshaped", or as --link has it, with the seed of its loss
+
+	// Congestion is the congestion control of all servers towards the client; empty: each kernel's own.
+	Congestion string `json:"congestion,omitempty"`
 }
 
 // Row is one arm in one case.
 type Row struct {
-	Arm       string  `json:"arm"`
-	Case      string  `json:"case"`      // the data set, the size, …
-	N         int     `json:"n"`         // requests with the right body
-	Bytes     int64   `json:"bytes"`     // of their bodies
-	ElapsedS  float64 `json:"elapsed_s"` // on the wall
-	MBPerS    float64 `json:"mb_per_s"`  // 10^6 bytes
-	MedianUs  float64 `json:"median_us"` // of a request
-	P99Us     float64 `json:"p99_us"`
-	Wrong     int64   `json:"wrong"`  // wrong bodies and failed requests
-	Stalls    int64   `json:"stalls"` // waits of over 150 ms
-	Handovers int64   `json:"handovers"`
-	Handbacks int64   `json:"handbacks"`
-	Fallbacks Counts  `json:"fallbacks"` // local serving, by reason
+	Arm      string  `json:"arm"`
+	Case     string  `json:"case"`      // the data set, the size, …
+	N        int     `json:"n"`         // requests with the right body
+	Bytes    int64   `json:"bytes"`     // of their bodies
+	ElapsedS float64 `json:"elapsed_s"` // on the wall
+	MBPerS   float64 `json:"mb_per_s"`  // 10^6 bytes
+	MedianUs float64 `json:"median_us"` // of a request
+	P99Us    float64 `json:"p99_us"`
+	IQRUs    float64 `json:"iqr_us,omitempty"` // between the first and the third quartile
+
+	// The same of the time to the first byte of the response.
+	FirstByteUs    float64 `json:"first_byte_us,omitempty"`
+	FirstByteP99Us float64 `json:"first_byte_p99_us,omitempty"`
+	FirstByteIQRUs float64 `json:"first_byte_iqr_us,omitempty"`
+
+	Wrong     int64  `json:"wrong"`  // wrong bodies and failed requests
+	Stalls    int64  `json:"stalls"` // waits of over 150 ms
+	Handovers int64  `json:"handovers"`
+	Handbacks int64  `json:"handbacks"`
+	Fallbacks Counts `json:"fallbacks"` // local serving, by reason
+
+	// Drops are packets that the link with delay has dropped, by cause, in both directions.
+	Drops Counts `json:"drops,omitempty"`
 
 	// Steps are the parts of a handover or of a request, by name.
 	Steps map[string]Step `json:"steps,omitempty"`
@@ -70,7 +84,8 @@ func NewReport(bench string, env Env) *Report {
 	return &Report{Schema: Schema, Bench: bench, Env: env, Rows: []Row{}}
 }
 
-// WriteFile puts the report's JSON in place at once: a reader sees the old file or the new one. The directory is made when it is missing.
+// WriteFile puts the report's JSON in place at once: a reader sees the old file or the new one. The directory is made when it is missing. What is no
+// regular file, as /dev/stdout, is written to.
 func (r *Report) WriteFile(path string) (err error) {
 	defer func() {
 		if err != nil {
@@ -81,6 +96,13 @@ func (r *Report) WriteFile(path string) (err error) {
 	if err != nil {
 		return err
 	}
+	b = append(b, '\n')
+	if info, err := os.Stat(path); err == nil && (!info.Mode().IsRegular() || strings.HasPrefix(path, "/dev/")) {
+		return writeInto(path, b)
+	}
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target // and not the link is replaced
+	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -89,7 +111,7 @@ func (r *Report) WriteFile(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(b)
 	err = errors.Join(err, f.Chmod(0o644), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
@@ -98,6 +120,16 @@ func (r *Report) WriteFile(path string) (err error) {
 		os.Remove(f.Name())
 	}
 	return err
+}
+
+// writeInto writes to what there is.
+func writeInto(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
 // ReadFile reads a report. Fields that this version does not know are ignored; another schema is an error.

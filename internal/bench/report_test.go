@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -31,6 +33,8 @@ func sample() *Report {
 	offload.Steps = map[string]Step{"handover": {MedianUs: 38.25, P99Us: 120}, "handback": {MedianUs: 77, P99Us: 288.125}}
 	lease := add("lease", "smarttv", 351, 3_685_500_000, 3.422, 9750)
 	lease.Handovers = 1
+	lease.Drops = Counts{"queue_full": 7, "lost": 0}
+	lease.IQRUs, lease.FirstByteUs, lease.FirstByteP99Us, lease.FirstByteIQRUs = 812.5, 40_812.5, 45_000, 250
 	lease.Fallbacks = Counts{"small": 12, "mptcp": 1, "share-unknown": 1234, "host-away": 3, "unread-input": 2, "never": 0}
 	add("lease", "alone", 0, 0, 1, 0).Wrong = 100_000
 	return r
@@ -85,6 +89,47 @@ func TestReportJSON(t *testing.T) {
 }
 
 // TestSchema holds the names and kinds of the fields by themselves, apart from Go's types and from the golden file.
+// TestReportIntoPipe asks for the report where nothing can be renamed to, as --json /dev/stdout does.
+func TestReportIntoPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan []byte, 1)
+	go func() {
+		b, _ := os.ReadFile(path)
+		got <- b
+	}()
+	if err := sample().WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "report.json", <-got)
+	if info, err := os.Stat(path); err != nil || info.Mode().IsRegular() {
+		t.Errorf("the pipe was replaced: %v, %v", info.Mode(), err)
+	}
+}
+
+// TestReportThroughLink keeps a symbolic link and replaces what it names.
+func TestReportThroughLink(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "target.json"), filepath.Join(dir, "link.json")
+	if err := os.WriteFile(target, []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := sample().WriteFile(link); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link was replaced: %v", err)
+	}
+	if b, err := os.ReadFile(target); err != nil || string(b) == "old" {
+		t.Errorf("the link's target was not written: %v", err)
+	}
+}
+
 func TestSchema(t *testing.T) {
 	b, err := json.Marshal(&Report{Schema: Schema, Rows: []Row{{}}})
 	if err != nil {
@@ -120,6 +165,30 @@ func TestReportErrors(t *testing.T) {
 	if _, err := ReadFile(other); err == nil || !strings.Contains(err.Error(), "schema 2") {
 		t.Errorf("another schema: %v", err)
 	}
+}
+
+// TestCongestion: it is in the JSON and in the table's head, where it was set.
+func TestCongestion(t *testing.T) {
+	r := NewReport("path", Env{Link: "40ms", Congestion: "cubic"})
+	var table bytes.Buffer
+	b, err := json.Marshal(r)
+	if err := errors.Join(err, r.WriteTable(&table)); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), `"link":"40ms","congestion":"cubic"}`) {
+		t.Errorf("the JSON is %s", b)
+	}
+	if head, _, _ := strings.Cut(table.String(), "\n"); !strings.HasSuffix(head, "link 40ms, cubic") {
+		t.Errorf("the table begins with %q", head)
+	}
+}
+
+func TestTimes(t *testing.T) {
+	var b bytes.Buffer
+	if err := sample().WriteTimes(&b); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "times.txt", b.Bytes())
 }
 
 func TestTable(t *testing.T) {

@@ -35,55 +35,77 @@ func dialUnix(ctx context.Context, addr Address) (Conn, error) {
 	return nil, &Error{Op: "dial", Addr: addr, Err: err}
 }
 
-// unixListener removes its socket file itself: net.UnixListener would also remove the file of a successor.
+// unixListener is a Listener at a unix socket.
 type unixListener struct {
-	addr  Address
-	inner *net.UnixListener
-	file  os.FileInfo // of the socket file that we made
+	addr Address
+	*SocketFile
+}
+
+func listenUnix(addr Address) (Listener, error) {
+	f, err := ListenSocketFile(addr.Path, socketMode)
+	if err != nil {
+		hint := ""
+		if inUse := errors.Is(err, ErrInUse); inUse {
+			hint = "is the host daemon already running? Stop it, or give this VM another path"
+		}
+		return nil, &Error{Op: "listen", Addr: addr, Err: err, Hint: hint}
+	}
+	return &unixListener{addr, f}, nil
+}
+
+// SocketFile listens at a unix socket (net.Listener). It removes the file itself: net.UnixListener would also remove the file of a successor.
+type SocketFile struct {
+	*net.UnixListener
+	path string
+	made os.FileInfo // the file that we made
 
 	closeOnce sync.Once
 	closeErr  error
 }
 
-func listenUnix(addr Address) (Listener, error) {
-	l, hint, err := bindUnix(addr)
+// ListenSocketFile takes the place of a dead process at path, never that of a live one, whose error is ErrInUse. The directory is locked meanwhile, so that two
+// processes that start together cannot both find a stale file and the slower one remove the socket of the faster one. The caller closes the SocketFile.
+func ListenSocketFile(path string, mode fs.FileMode) (*SocketFile, error) {
+	unlock, err := lockDir(filepath.Dir(path))
 	if err != nil {
-		return nil, &Error{Op: "listen", Addr: addr, Err: err, Hint: hint}
-	}
-	return l, nil
-}
-
-// bindUnix takes the place of a dead daemon, never that of a live one. The directory is locked meanwhile, so that two
-// daemons that start together cannot both find a stale file and the slower one remove the socket of the faster one.
-func bindUnix(addr Address) (_ *unixListener, hint string, err error) {
-	unlock, err := lockDir(filepath.Dir(addr.Path))
-	if err != nil {
-		return nil, "the socket's directory must exist and be free: mkdir it, or let systemd do so with RuntimeDirectory=", err
+		return nil, fmt.Errorf("%w; the socket's directory must exist and be free: mkdir it, or let systemd do so with RuntimeDirectory=", err)
 	}
 	defer unlock()
-	if hint, err := removeStale(addr.Path); err != nil {
-		return nil, hint, err
+	if err := removeStale(path); err != nil {
+		return nil, err
 	}
 	// bind gives the file the mode of the socket, less the umask (unix_bind_bsd, net/unix/af_unix.c): set before, it is
 	// never open to others, not even for a moment.
 	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
 		var chmodErr error
-		err := rc.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), socketMode) })
+		err := rc.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), uint32(mode.Perm())) })
 		return errors.Join(err, chmodErr)
 	}}
-	inner, err := lc.Listen(context.Background(), "unix", addr.Path)
+	inner, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	l := &unixListener{addr: addr, inner: inner.(*net.UnixListener)}
-	l.inner.SetUnlinkOnClose(false)
-	if err := os.Chmod(addr.Path, socketMode); err != nil { // what the umask took away
-		return nil, "", errors.Join(err, os.Remove(addr.Path), l.inner.Close())
+	l := &SocketFile{UnixListener: inner.(*net.UnixListener), path: path}
+	l.SetUnlinkOnClose(false)
+	if err := os.Chmod(path, mode.Perm()); err != nil { // what the umask took away
+		return nil, errors.Join(err, os.Remove(path), l.UnixListener.Close())
 	}
-	if l.file, err = os.Lstat(addr.Path); err != nil {
-		return nil, "", errors.Join(err, l.inner.Close())
+	if l.made, err = os.Lstat(path); err != nil {
+		return nil, errors.Join(err, l.UnixListener.Close())
 	}
-	return l, "", nil
+	return l, nil
+}
+
+// Close removes the file before the socket, so that nobody finds it stale meanwhile and puts his own in its place.
+func (l *SocketFile) Close() error {
+	l.closeOnce.Do(func() {
+		var removeErr error
+		if info, err := os.Lstat(l.path); err == nil && os.SameFile(info, l.made) {
+			removeErr = os.Remove(l.path)
+		}
+		l.closeErr = errors.Join(removeErr, l.UnixListener.Close())
+	})
+	return l.closeErr
 }
 
 // lockDir locks a directory against other daemons of ours until unlock is called. The lock leaves no file behind.
@@ -109,55 +131,43 @@ func lockDir(dir string) (unlock func(), err error) {
 // The probe is a datagram socket: its connect tells a live stream socket (EPROTOTYPE) from a file that outlived its process
 // (ECONNREFUSED) and, unlike a stream's connect, is never seen by the live daemon (unix_find_bsd, net/unix/af_unix.c). A
 // stream probe would be that daemon's newest connection and so end the VM's session.
-func removeStale(path string) (hint string, err error) {
+func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+		return nil
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return "remove it, or choose another path", fmt.Errorf("%s exists and is not a socket", path)
+		return fmt.Errorf("%s exists and is not a socket; remove it, or choose another path", path)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return "", os.NewSyscallError("socket", err)
+		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
 	switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err {
 	case unix.ECONNREFUSED:
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
+			return err
 		}
-		return "", nil
+		return nil
 	case unix.ENOENT:
-		return "", nil
+		return nil
 	case nil, unix.EPROTOTYPE:
-		return "is the host daemon already running? Stop it, or give this VM another path", ErrInUse
+		return ErrInUse
 	default:
-		return "", os.NewSyscallError("connect", err)
+		return os.NewSyscallError("connect", err)
 	}
 }
 
 func (l *unixListener) Accept() (Conn, error) {
-	c, err := l.inner.AcceptUnix()
+	c, err := l.AcceptUnix()
 	if err != nil {
 		return nil, &Error{Op: "accept", Addr: l.addr, Err: err}
 	}
 	return c, nil
-}
-
-// Close removes the file before the socket, so that nobody finds it stale meanwhile and puts his own in its place.
-func (l *unixListener) Close() error {
-	l.closeOnce.Do(func() {
-		var removeErr error
-		if info, err := os.Lstat(l.addr.Path); err == nil && os.SameFile(info, l.file) {
-			removeErr = os.Remove(l.addr.Path)
-		}
-		l.closeErr = errors.Join(removeErr, l.inner.Close())
-	})
-	return l.closeErr
 }
 
 func (l *unixListener) Addr() Address { return l.addr }

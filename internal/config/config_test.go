@@ -99,7 +99,7 @@ func TestLoadMistakes(t *testing.T) {
 		},
 		{
 			"key like no other", loadServe, "[offload]\nxyzzy = 1\n",
-			`:2: offload.xyzzy: unknown key; the keys here are mode, channel, threshold, busy_poll`,
+			`:2: offload.xyzzy: unknown key; the keys here are mode, channels, threshold, busy_poll`,
 		},
 		{
 			"table", loadHost, "[[vms]]\nname = \"a\"\nchannels = []\n",

@@ -15,6 +15,7 @@ import (
 type Host struct {
 	LogLevel LogLevel    `toml:"log_level"`
 	Admin    string      `toml:"admin"`     // path of the unix socket for status and recalls, empty for none
+	Metrics  string      `toml:"metrics"`   // TCP address for Prometheus, empty for none
 	BusyPoll Duration    `toml:"busy_poll"` // how long to ask a channel for an expected answer before sleeping; 0: not at all
 	Redirect Redirect    `toml:"redirect"`
 	Limits   Limits      `toml:"limits"`
@@ -128,6 +129,7 @@ func (h Host) Validate() error {
 	if h.Admin != "" {
 		p.absolutePath("admin", h.Admin, ` or ""`)
 	}
+	p.tcpAddress("metrics", h.Metrics)
 	p.busyPoll("busy_poll", h.BusyPoll)
 	h.Redirect.validate(&p)
 	p.positive("limits.drain_timeout", h.Limits.DrainTimeout)

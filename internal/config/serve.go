@@ -23,7 +23,7 @@ type Serve struct {
 // Offload says what the host sends for this server.
 type Offload struct {
 	Mode      Mode     `toml:"mode"`
-	Channel   string   `toml:"channel"`   // the guest's end of the channel to the host daemon
+	Channels  []string `toml:"channels"`  // the guest's ends of the channels to the host daemon
 	Threshold Size     `toml:"threshold"` // the smallest response that a connection is handed over for
 	BusyPoll  Duration `toml:"busy_poll"` // as Host.BusyPoll
 }
@@ -55,7 +55,7 @@ func DefaultServe() Serve {
 		Listen: []string{":80"},
 		Offload: Offload{
 			Mode:      ModeLease,
-			Channel:   "virtio:spillway.0",
+			Channels:  []string{"virtio:spillway.0"},
 			Threshold: 64 << 10,
 			BusyPoll:  DefaultBusyPoll,
 		},
@@ -99,14 +99,10 @@ func (s Serve) Validate() error {
 		}
 		p.unique(key, l, listens, "an address is listened at once")
 	}
-	if s.Admin != "" {
-		if _, port, err := net.SplitHostPort(s.Admin); err != nil || port == "" {
-			p.add("admin", `%q is not an address; write host:port or :port, as "127.0.0.1:9053", or ""`, s.Admin)
-		}
-	}
+	p.tcpAddress("admin", s.Admin)
 	switch s.Offload.Mode {
 	case ModeLease, ModeOffload:
-		p.channel("offload.channel", s.Offload.Channel, "virtio:", "unix:", "vsock:")
+		p.channels(s.Offload.Channels)
 	case ModeOff:
 	default:
 		p.add("offload.mode", "%q is not a mode; use lease, offload or off", s.Offload.Mode)
@@ -123,9 +119,34 @@ func (s Serve) Validate() error {
 	return p.join()
 }
 
+// tcpAddress checks an address to serve operators at.
+func (p *problems) tcpAddress(key, address string) {
+	if address == "" {
+		return
+	}
+	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+		p.add(key, `%q is not an address; write host:port or :port, as "127.0.0.1:9053", or ""`, address)
+	}
+}
+
 func (p *problems) busyPoll(key string, d Duration) {
 	if b := d.Value(); b < 0 || b > maxBusyPoll {
 		p.add(key, "%v is not possible; use 0s (off) to %v", b, maxBusyPoll)
+	}
+}
+
+func (p *problems) channels(addresses []string) {
+	if len(addresses) == 0 {
+		p.add("offload.channels", `there is none; write ["virtio:NAME"], ["unix:/PATH"] or ["vsock:CID:PORT"]`)
+	}
+	seen := map[string]bool{}
+	for i, a := range addresses {
+		key := fmt.Sprintf("offload.channels[%d]", i)
+		p.channel(key, a, "virtio:", "unix:", "vsock:")
+		if seen[a] {
+			p.add(key, "%q is there twice", a)
+		}
+		seen[a] = true
 	}
 }
 

@@ -47,6 +47,7 @@ func TestHostValidate(t *testing.T) {
 		word   string
 	}{
 		{"relative admin", func(h *Host) { h.Admin = "admin.sock" }, "admin", `or ""`},
+		{"metrics without port", func(h *Host) { h.Metrics = "localhost" }, "metrics", "127.0.0.1:9053"},
 		{"no table", func(h *Host) { h.Redirect.Table = "" }, "redirect.table", "letters"},
 		{"odd table", func(h *Host) { h.Redirect.Table = "a b" }, "redirect.table", "letters"},
 		{"no mark", func(h *Host) { h.Redirect.Mark = 0 }, "redirect.mark", "0"},
@@ -116,8 +117,10 @@ func TestServeValidate(t *testing.T) {
 		{"admin without port", func(s *Serve) { s.Admin = "localhost" }, "admin", "host:port"},
 		{"busy poll for ever", func(s *Serve) { s.Offload.BusyPoll = Duration(time.Second) }, "offload.busy_poll", "0s (off) to 10ms"},
 		{"mode", func(s *Serve) { s.Offload.Mode = "" }, "offload.mode", "lease, offload or off"},
-		{"no channel", func(s *Serve) { s.Offload.Channel = "" }, "offload.channel", "virtio:NAME or unix:/PATH or vsock:CID:PORT"},
-		{"kind only", func(s *Serve) { s.Offload.Channel = "virtio:" }, "offload.channel", "virtio:NAME"},
+		{"no channels", func(s *Serve) { s.Offload.Channels = nil }, "offload.channels", "virtio:NAME"},
+		{"no channel", func(s *Serve) { s.Offload.Channels[0] = "" }, "offload.channels[0]", "virtio:NAME or unix:/PATH or vsock:CID:PORT"},
+		{"kind only", func(s *Serve) { s.Offload.Channels[0] = "virtio:" }, "offload.channels[0]", "virtio:NAME"},
+		{"channel twice", func(s *Serve) { s.Offload.Channels = []string{"unix:/a", "unix:/b", "unix:/a"} }, "offload.channels[2]", "twice"},
 		{"negative threshold", func(s *Serve) { s.Offload.Threshold = -1 }, "offload.threshold", "every size"},
 		{"no header time", func(s *Serve) { s.HTTP.ReadHeaderTimeout = 0 }, "http.read_header_timeout", "above 0"},
 		{"no idle time", func(s *Serve) { s.HTTP.IdleTimeout = 0 }, "http.idle_timeout", "above 0"},
@@ -146,7 +149,7 @@ func TestServeValidate(t *testing.T) {
 // Bare metal: no host, no channel.
 func TestServeValidateOff(t *testing.T) {
 	s := DefaultServe()
-	s.Offload.Mode, s.Offload.Channel = ModeOff, ""
+	s.Offload.Mode, s.Offload.Channels = ModeOff, nil
 	s.Shares = []ServeShare{{"media", "/", "/srv/media"}}
 	if err := s.Validate(); err != nil {
 		t.Error(err)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spillway/internal/lab"
+	"spillway/internal/netns"
 )
 
 // client is one connection from the client's namespace on which a test writes its requests byte for byte. Its methods report failures with
@@ -39,6 +40,12 @@ func dial(t testing.TB, l *lab.Lab, arm lab.Arm, options ...func(fd int) error) 
 
 func dialAddr(t testing.TB, l *lab.Lab, addr string, options ...func(fd int) error) *client {
 	t.Helper()
+	return dialFrom(t, l.Client, addr, options...)
+}
+
+// dialFrom is dialAddr from another namespace.
+func dialFrom(t testing.TB, from *netns.Namespace, addr string, options ...func(fd int) error) *client {
+	t.Helper()
 	d := &net.Dialer{Timeout: patience, Control: func(_, _ string, raw syscall.RawConn) error {
 		var errs []error
 		err := raw.Control(func(fd uintptr) {
@@ -49,7 +56,7 @@ func dialAddr(t testing.TB, l *lab.Lab, addr string, options ...func(fd int) err
 		return errors.Join(append(errs, err)...)
 	}}
 	d.SetMultipathTCP(false)
-	conn, err := l.Client.Dial(d, "tcp", addr)
+	conn, err := from.Dial(d, "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

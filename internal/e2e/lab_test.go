@@ -234,4 +234,6 @@ func serveWithoutMount(t *testing.T, l *lab.Lab, arm lab.Arm) {
 }
 
 // channelSocket is where the daemon listens for an arm's server.
-func channelSocket(l *lab.Lab, arm lab.Arm) string { return filepath.Join(l.Dir, string(arm)+".sock") }
+func channelSocket(l *lab.Lab, arm lab.Arm) string {
+	return filepath.Join(l.Dir, string(arm)+"-0.sock")
+}

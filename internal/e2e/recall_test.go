@@ -94,6 +94,8 @@ func TestRecallWhileStreaming(t *testing.T) {
 	load(t, l, files, lab.Lease, 2, 6)
 	close(stop)
 	<-stopped
+	t.Logf("host %+v", hostStatus(t, l))
+	t.Logf("guest %+v", serverStats(t, l, lab.Lease))
 	if s := hostStatus(t, l); s.Handbacks < 3 {
 		t.Errorf("%d handbacks and %d keeps under a storm of recalls", s.Handbacks, s.Keeps)
 	}

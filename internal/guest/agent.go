@@ -21,8 +21,7 @@ type Options struct {
 	Logger   *slog.Logger  // nil: slog.Default()
 }
 
-// Agent is the guest's end of one channel: the session with the host, the connections that are leased over it and the file
-// requests that wait for an answer. Its methods are safe for concurrent use.
+// Agent is the guest's end of the channels to the host, of which each has one session at a time. Its methods are safe for concurrent use.
 type Agent struct {
 	policy  Policy
 	poll    time.Duration
@@ -32,12 +31,9 @@ type Agent struct {
 	stats   *Stats
 	expects expectations
 
-	mu       sync.Mutex
-	session  *session.Session // nil: the host is away
-	draining bool             // the host takes no more leases
-	leases   map[uint32]*Conn
-	requests map[uint32]chan<- fileAnswer
-	lastID   uint32
+	mu     sync.Mutex
+	links  []*link // none: the host is away
+	lastID uint32
 }
 
 // expectations of what a server's goroutine waits for.
@@ -51,13 +47,11 @@ type expectations struct {
 // offloading; in mode Off nothing is needed.
 func NewAgent(opts Options) (*Agent, error) {
 	a := &Agent{
-		policy:   opts.Policy,
-		poll:     opts.BusyPoll,
-		log:      opts.Logger,
-		stats:    newStats(),
-		leases:   map[uint32]*Conn{},
-		requests: map[uint32]chan<- fileAnswer{},
-		lastID:   rand.Uint32(), // no answer to an earlier process's request is taken for one of ours
+		policy: opts.Policy,
+		poll:   opts.BusyPoll,
+		log:    opts.Logger,
+		stats:  newStats(),
+		lastID: rand.Uint32(), // no answer to an earlier process's request is taken for one of ours
 	}
 	if a.log == nil {
 		a.log = slog.Default()
@@ -84,24 +78,14 @@ func (a *Agent) Close() error {
 	return errors.Join(a.freezer.Close(), a.start.Close())
 }
 
-// Serve runs sessions over conn until it fails or ctx is done. One call at a time; channel.Keep calls it again on the next connection.
+// Serve runs sessions over conn until it fails or ctx is done. One call at a time for each channel; channel.Keep calls it again on the next connection.
 func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
 	ended := func(err error) {
 		if ctx.Err() == nil { // else we have ended it, and err is only how it was interrupted
-			a.log.Warn("session with the host ended; serving locally", "error", err)
+			a.log.Warn("session with the host ended", "error", err)
 		}
 	}
 	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: ended}, a.begin)
-}
-
-// begin is called when a session has been agreed.
-func (a *Agent) begin(s *session.Session) session.Handler {
-	a.mu.Lock()
-	a.session, a.draining = s, false
-	a.mu.Unlock()
-	a.stats.count(func(c *Counts) { c.Sessions++ })
-	a.log.Info("session with the host", "session", fmt.Sprintf("%08x", s.ID), "max_leases", s.Hello.MaxLeases)
-	return &handler{a, s}
 }
 
 // Stats returns the live counters.
@@ -111,35 +95,57 @@ func (a *Agent) Stats() *Stats { return a.stats }
 func (a *Agent) Snapshot() Snapshot {
 	s := a.stats.snapshot()
 	s.Mode = a.policy.Mode.String()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	s.Leases = len(a.leases)
-	switch {
-	case a.session == nil:
-		s.Host = "away"
-	case a.draining:
-		s.Host = "draining"
-	default:
-		s.Host = "up"
-	}
+	s.Host, s.Channels, s.Leases = a.state()
 	return s
 }
 
-// enlist gives c an id on the present session.
-func (a *Agent) enlist(c *Conn) (*session.Session, uint32, wire.Reason) {
+// states of the host, as this side sees it.
+const (
+	hostUp       = "up"
+	hostDraining = "draining" // it takes no more leases
+	hostAway     = "away"     // there is no session
+)
+
+// state returns that of the host, the number of sessions and of leases.
+func (a *Agent) state() (host string, channels, leases int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case a.session == nil:
+	host = hostAway
+	for _, l := range a.links {
+		leases += len(l.leases)
+		if !l.draining {
+			host = hostUp
+		} else if host == hostAway {
+			host = hostDraining
+		}
+	}
+	return host, len(a.links), leases
+}
+
+// enlist gives c an id on the session that has the fewest leases.
+func (a *Agent) enlist(c *Conn) (*link, uint32, wire.Reason) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.links) == 0 {
 		return nil, 0, wire.ReasonHostAway
-	case a.draining:
+	}
+	var best *link
+	leases := 0
+	for _, l := range a.links {
+		leases += len(l.leases)
+		if !l.draining && (best == nil || len(l.leases) < len(best.leases)) {
+			best = l
+		}
+	}
+	switch {
+	case best == nil:
 		return nil, 0, wire.ReasonDraining
-	case len(a.leases) >= int(a.session.Hello.MaxLeases):
+	case leases >= int(best.session.Hello.MaxLeases): // the host counts those of all sessions of this VM
 		return nil, 0, wire.ReasonLimit
 	}
-	id := a.nextID(func(id uint32) bool { return a.leases[id] != nil })
-	a.leases[id] = c
-	return a.session, id, wire.ReasonOK
+	id := a.nextID(func(id uint32) bool { return best.leases[id] != nil })
+	best.leases[id] = c
+	return best, id, wire.ReasonOK
 }
 
 // nextID finds an id that is not in use. a.mu is held.
@@ -149,59 +155,5 @@ func (a *Agent) nextID(used func(uint32) bool) uint32 {
 		if a.lastID != 0 && !used(a.lastID) {
 			return a.lastID
 		}
-	}
-}
-
-// delist forgets a connection that is local again or gone.
-func (a *Agent) delist(id uint32, c *Conn) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.leases[id] == c {
-		delete(a.leases, id)
-	}
-}
-
-// handler takes the frames of one session (session.Handler).
-type handler struct {
-	agent   *Agent
-	session *session.Session
-}
-
-func (h *handler) Frame(head wire.Header, payload []byte) error {
-	switch head.Type {
-	case wire.TypeDrain:
-		h.agent.mu.Lock()
-		h.agent.draining = true
-		h.agent.mu.Unlock()
-		h.agent.log.Info("the host daemon is stopping; new responses are served locally")
-		return nil
-	case wire.TypeAttr, wire.TypeBytes:
-		return h.agent.answer(head, payload)
-	}
-	h.agent.mu.Lock()
-	c := h.agent.leases[head.ID]
-	h.agent.mu.Unlock()
-	if c == nil {
-		return nil // it crossed with the end of the lease
-	}
-	if err := c.event(head, payload); err != nil {
-		return fmt.Errorf("lease %d: %v: %w", head.ID, head.Type, err)
-	}
-	return nil
-}
-
-// End tells every lease and every waiting request that the session is over.
-func (h *handler) End(err error) {
-	a := h.agent
-	a.mu.Lock()
-	a.session = nil
-	leases, requests := a.leases, a.requests
-	a.leases, a.requests = map[uint32]*Conn{}, map[uint32]chan<- fileAnswer{}
-	a.mu.Unlock()
-	for _, c := range leases {
-		c.lost(err)
-	}
-	for _, r := range requests {
-		close(r)
 	}
 }

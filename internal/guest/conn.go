@@ -41,6 +41,7 @@ type Conn struct {
 	mu           sync.Mutex
 	end          lease.Guest
 	socket       *socket          // end's
+	link         *link            // of the lease, or the last one
 	session      *session.Session // of the lease
 	id           uint32           // of the lease
 	began        time.Time        // the handover
@@ -58,7 +59,8 @@ type Conn struct {
 	closed       bool        // the server called Close
 	resets       bool        // Close is to send a RST: SetLinger(0)
 	aborted      bool        // the host was told to reset the connection
-	takenAt      time.Time   // the answer to HANDBACK
+	offeredAt    time.Time   // HANDBACK
+	takenAt      time.Time   // the answer to it
 	kept         bool        // a handback of this lease was declined: what it took says nothing
 	failed       error       // why the connection is over for the server
 }

@@ -89,7 +89,7 @@ func (c *Conn) refused(payload []byte) error {
 	if errors.Is(err, lease.ErrPhase) {
 		return err
 	}
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.afterUnwinding(err)
 	return c.tell(result{kind: wire.TypeRefused, reason: m.Reason})
 }
@@ -140,7 +140,7 @@ func (c *Conn) closedByHost(payload []byte) error {
 	if err := c.end.Closed(); errors.Is(err, lease.ErrPhase) {
 		return err
 	}
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.over(hostClosed(m.Reason))
 	if c.aborted || m.Reason != wire.ReasonClosed && m.Reason != wire.ReasonClientGone {
 		// The host has sent a RST, which nobody sends again, and which a client may not take for one: of a socket that was halted in the middle of
@@ -204,7 +204,7 @@ func (c *Conn) handback(payload []byte) error {
 		c.sending = false
 		_ = c.tell(result{kind: wire.TypeHandback, bytes: m.Sent})
 	}
-	c.takenAt = time.Now()
+	c.offeredAt, c.takenAt = began, time.Now()
 	c.agent.stats.step(StepRestore, c.takenAt.Sub(began))
 	return nil
 }
@@ -222,7 +222,7 @@ func (c *Conn) late(p []byte) error {
 // breakDown ends a connection that could not be taken back after all.
 func (c *Conn) breakDown(text string, err error) {
 	c.agent.log.Warn("handback: "+text+"; resetting the connection", "client", c.remote, "error", err)
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.over(err)
 }
 
@@ -239,12 +239,13 @@ func (c *Conn) released(payload []byte) error {
 	}
 	now := time.Now()
 	c.agent.stats.step(StepRelease, now.Sub(c.takenAt))
+	c.agent.stats.step(StepHandback, now.Sub(c.offeredAt))
 	c.agent.stats.count(func(s *Counts) { s.Handbacks++ })
 	if c.agent.policy.Mode == Offload && !c.kept {
 		c.agent.stats.step(StepLeased, time.Duration(m.Leased))
 		c.agent.stats.step(StepRound, now.Sub(c.began)-time.Duration(m.Leased))
 	}
-	c.agent.delist(c.id, c)
+	c.link.delist(c.id, c)
 	c.becomeLocal()
 	return nil
 }

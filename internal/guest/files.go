@@ -11,7 +11,7 @@ import (
 // fileTimeout bounds the wait for an answer to a file request. The session's own liveness is usually faster.
 const fileTimeout = 10 * time.Second
 
-// maxRequests bounds the file requests that wait at a time.
+// maxRequests bounds the file requests that wait at a time on a channel.
 const maxRequests = 256
 
 // fileAnswer is an ATTR or BYTES, copied out of the session's buffer.
@@ -49,19 +49,24 @@ func (a *Agent) ReadFileAt(file wire.FileRef, p []byte, off int64) (int, error) 
 func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 	wait := make(chan fileAnswer, 1)
 	a.mu.Lock()
-	s := a.session
-	if s == nil || len(a.requests) >= maxRequests {
+	var l *link
+	for _, other := range a.links {
+		if l == nil || len(other.requests) < len(l.requests) {
+			l = other
+		}
+	}
+	if l == nil || len(l.requests) >= maxRequests {
 		a.mu.Unlock()
-		if s == nil {
+		if l == nil {
 			return fileAnswer{}, wire.ReasonHostAway
 		}
 		return fileAnswer{}, wire.ReasonLimit
 	}
-	id := a.nextID(func(id uint32) bool { return a.requests[id] != nil })
-	a.requests[id] = wait
+	id := a.nextID(func(id uint32) bool { return l.requests[id] != nil })
+	l.requests[id] = wait
 	a.mu.Unlock()
 
-	if err := s.Write(wire.Append(nil, s.ID, id, 0, m)); err != nil {
+	if err := l.session.Write(wire.Append(nil, l.session.ID, id, 0, m)); err != nil {
 		return fileAnswer{}, wire.ReasonHostAway
 	}
 	timer := time.NewTimer(fileTimeout)
@@ -77,8 +82,8 @@ func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 		return answer, nil
 	case <-timer.C:
 		a.mu.Lock()
-		if a.requests[id] == wait {
-			delete(a.requests, id)
+		if l.requests[id] == wait {
+			delete(l.requests, id)
 		}
 		a.mu.Unlock()
 		return fileAnswer{}, fmt.Errorf("%w: no answer within %v", wire.ReasonHostAway, fileTimeout)
@@ -86,7 +91,7 @@ func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 }
 
 // answer is the event of ATTR and BYTES.
-func (a *Agent) answer(head wire.Header, payload []byte) error {
+func (l *link) answer(head wire.Header, payload []byte) error {
 	var answer fileAnswer
 	if head.Type == wire.TypeAttr {
 		m, err := wire.ParseAttr(payload)
@@ -101,10 +106,10 @@ func (a *Agent) answer(head wire.Header, payload []byte) error {
 		}
 		answer = fileAnswer{reason: m.Reason, data: append([]byte(nil), m.Data...)}
 	}
-	a.mu.Lock()
-	wait := a.requests[head.ID]
-	delete(a.requests, head.ID)
-	a.mu.Unlock()
+	l.agent.mu.Lock()
+	wait := l.requests[head.ID]
+	delete(l.requests, head.ID)
+	l.agent.mu.Unlock()
 	if wait != nil {
 		wait <- answer // never waits: one answer a request
 	}

@@ -111,7 +111,7 @@ func TestAdmin(t *testing.T) {
 	if s := r.agent.Snapshot(); s.Counts != (Counts{}) || len(s.Fallbacks) != 0 || len(s.Steps) != 0 {
 		t.Errorf("after a reset: %+v", s)
 	}
-	for _, c := range [][2]string{{http.MethodPost, "/stats"}, {http.MethodGet, "/stats/reset"}, {http.MethodGet, "/"}} {
+	for _, c := range [][2]string{{http.MethodPost, "/stats"}, {http.MethodPost, "/metrics"}, {http.MethodGet, "/stats/reset"}, {http.MethodGet, "/"}} {
 		if w := ask(c[0], c[1]); w.Code/100 != 4 {
 			t.Errorf("%s %s answers %d", c[0], c[1], w.Code)
 		}

@@ -56,7 +56,7 @@ func TestOffload(t *testing.T) {
 	if c := snap.Counts; c.Handovers != rounds || c.Handbacks != rounds || c.Sends != rounds || c.SentBytes != rounds*size || c.Kept != 0 {
 		t.Errorf("counts are %+v", c)
 	}
-	for _, step := range []Step{StepFreeze, StepHandover, StepRestore, StepRelease, StepLeased, StepRound} {
+	for _, step := range []Step{StepFreeze, StepHandover, StepRestore, StepRelease, StepHandback, StepLeased, StepRound} {
 		if q := snap.Steps[step]; q.N != rounds || q.Median <= 0 || q.P99 < q.Median {
 			t.Errorf("step %s is %+v", step, q)
 		}

@@ -75,7 +75,7 @@ func (c *Conn) handover(send wire.Send) error {
 	if c.remote.Addr() == c.local.Addr() || c.remote.Addr().IsLoopback() {
 		return wire.ReasonAddress // the host never sees the packets of a client on this machine
 	}
-	s, id, reason := c.agent.enlist(c)
+	link, id, reason := c.agent.enlist(c)
 	if reason != wire.ReasonOK {
 		return reason
 	}
@@ -88,7 +88,8 @@ func (c *Conn) handover(send wire.Send) error {
 			return fmt.Errorf("%w: %w", wire.ReasonInvalid, err)
 		}
 		c.agent.stats.step(StepFreeze, time.Since(c.began))
-		c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd, c.kept = s, id, int(s.Hello.Window), 0, 0, false, false
+		s := link.session
+		c.link, c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd, c.kept = link, s, id, int(s.Hello.Window), 0, 0, false, false
 		c.early = c.in.len()
 		c.sending, c.sendCount = true, send.Count // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
 		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
@@ -100,7 +101,7 @@ func (c *Conn) handover(send wire.Send) error {
 		return nil
 	})
 	if err != nil {
-		c.agent.delist(id, c)
+		link.delist(id, c)
 		c.afterUnwinding(err)
 	}
 	return err

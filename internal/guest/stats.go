@@ -7,6 +7,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"spillway/internal/metrics"
 	"spillway/internal/wire"
 )
 
@@ -18,10 +19,15 @@ const (
 	StepFreeze   Step = "freeze_extract" // guest: freeze, read what is queued, extract
 	StepRestore  Step = "park_restore"   // guest: park and restore in place
 	StepRelease  Step = "release"        // channel, the host closes its socket, channel
-	StepHandover Step = "handover"       // freeze to grant: the above, channel, restore on the host, channel
+	StepHandover Step = "handover"       // freeze to grant: StepFreeze, channel, restore on the host, channel
+	StepHandback Step = "handback"       // HANDBACK to RELEASED: StepRestore and StepRelease
 	StepRound    Step = "round_trip"     // freeze to release, without StepLeased
 	StepLeased   Step = "leased"         // what the host had the connection for: sending, and waiting for the client
 )
+
+func steps() []Step {
+	return []Step{StepFreeze, StepRestore, StepRelease, StepHandover, StepHandback, StepRound, StepLeased}
+}
 
 // Stats counts what became of the responses. Its methods are safe for concurrent use.
 type Stats struct {
@@ -29,6 +35,8 @@ type Stats struct {
 	counts    Counts
 	fallbacks map[wire.Reason]uint64
 	steps     map[Step]*hdrhistogram.Histogram // µs ×10
+
+	durations map[Step]*metrics.Histogram // the same as steps, for Prometheus; the map itself never changes
 }
 
 // Counts are numbers since the start.
@@ -57,13 +65,20 @@ type Snapshot struct {
 	Mode      string             `json:"mode"`
 	Host      string             `json:"host"` // "up", "away" or "draining"
 	Leases    int                `json:"leases"`
+	Channels  int                `json:"channels"` // with a session
 	Counts    Counts             `json:"counts"`
 	Fallbacks map[string]uint64  `json:"fallbacks"` // by reason: ranges that could have gone through the host and did not
 	Steps     map[Step]Quantiles `json:"steps"`
 }
 
 func newStats() *Stats {
-	return &Stats{fallbacks: map[wire.Reason]uint64{}, steps: map[Step]*hdrhistogram.Histogram{}}
+	s := &Stats{
+		fallbacks: map[wire.Reason]uint64{}, steps: map[Step]*hdrhistogram.Histogram{}, durations: map[Step]*metrics.Histogram{},
+	}
+	for _, step := range steps() {
+		s.durations[step] = new(metrics.Histogram)
+	}
+	return s
 }
 
 // count changes the counters under the lock.
@@ -94,6 +109,7 @@ func (s *Stats) step(name Step, d time.Duration) {
 		s.steps[name] = h
 	}
 	_ = h.RecordValue(min(max(int64(d/histogramUnit), 1), histogramMax)) // in range by construction
+	s.durations[name].Observe(d)
 }
 
 // Reset sets everything to zero, for a measurement that begins.
@@ -103,6 +119,16 @@ func (s *Stats) Reset() {
 	s.counts = Counts{}
 	clear(s.fallbacks)
 	clear(s.steps)
+	for _, h := range s.durations {
+		h.Reset()
+	}
+}
+
+// counted returns the counters alone: quantiles, which snapshot has too, take long to find under the lock.
+func (s *Stats) counted() (Counts, map[wire.Reason]uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts, maps.Clone(s.fallbacks)
 }
 
 func (s *Stats) snapshot() Snapshot {

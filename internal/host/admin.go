@@ -1,30 +1,36 @@
 package host
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"spillway/internal/channel"
+	"spillway/internal/metrics"
 )
 
 // adminMode lets only the daemon's own user speak to the admin socket: a recall is not for everybody.
 const adminMode = 0o600
 
-// adminTimeout bounds a client of the admin socket.
+// adminTimeout bounds a client of the admin socket, or of the metrics.
 const adminTimeout = 10 * time.Second
 
-// AdminHandler serves the daemon's state and orders: GET /status answers a Status, POST /recall?vm=NAME (all VMs without a name) calls
-// connections back.
+// AdminHandler serves the daemon's state and orders:
+//
+//	GET  /status           a Status as JSON
+//	GET  /leases           Leases as JSON
+//	GET  /metrics          the same numbers as /status for Prometheus, and how long things take
+//	POST /recall?vm=NAME   calls a VM's connections back, those of all VMs without a name
 func (d *Daemon) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, d.Status()) })
+	mux.HandleFunc("GET /leases", func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, d.Leases()) })
+	mux.Handle("GET /metrics", metrics.Handler(collector{d}))
 	mux.HandleFunc("POST /recall", func(w http.ResponseWriter, r *http.Request) {
 		leases, err := d.Recall(r.URL.Query().Get("vm"))
 		if err != nil {
@@ -43,51 +49,58 @@ func answerJSON(w http.ResponseWriter, v any) {
 	_ = e.Encode(v) // the client is gone, and there is nobody to tell
 }
 
-// adminServer serves the admin socket.
-type adminServer struct {
-	server *http.Server
-	done   sync.WaitGroup
+// metricsHandler serves what everybody may know who reaches the metrics' address, and nothing else.
+func (d *Daemon) metricsHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics.Handler(collector{d}))
+	return mux
 }
 
-// serveAdmin serves AdminHandler at the configured socket, if there is one.
-func (d *Daemon) serveAdmin() (*adminServer, error) {
-	a := &adminServer{}
-	if d.cfg.Admin == "" {
-		return a, nil
+// operators are the servers for those who look after the daemon.
+type operators struct {
+	log     *slog.Logger
+	running []*http.Server
+	done    sync.WaitGroup
+}
+
+// serveOperators serves AdminHandler at the configured socket and the metrics at the configured address, where there are such.
+func (d *Daemon) serveOperators() (*operators, error) {
+	o := &operators{log: d.log}
+	if d.cfg.Metrics != "" {
+		var l net.Listener
+		err := d.env.do(func() (err error) {
+			l, err = net.Listen("tcp", d.cfg.Metrics)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+		o.serve(l, d.metricsHandler())
 	}
-	l, err := listenAdmin(d.cfg.Admin)
-	if err != nil {
-		return nil, err
+	if d.cfg.Admin != "" {
+		l, err := channel.ListenSocketFile(d.cfg.Admin, adminMode)
+		if err != nil {
+			o.close()
+			return nil, fmt.Errorf("admin socket %s: %w; another daemon needs another one, see admin in the configuration", d.cfg.Admin, err)
+		}
+		o.serve(l, d.AdminHandler())
 	}
-	a.server = &http.Server{Handler: d.AdminHandler(), ReadTimeout: adminTimeout, WriteTimeout: adminTimeout}
-	a.done.Go(func() {
-		if err := a.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			d.log.Error("the admin socket fails", "error", err)
+	return o, nil
+}
+
+func (o *operators) serve(l net.Listener, h http.Handler) {
+	s := &http.Server{Handler: h, ReadTimeout: adminTimeout, WriteTimeout: adminTimeout}
+	o.running = append(o.running, s)
+	o.done.Go(func() {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			o.log.Error("status and metrics are not served any more", "address", l.Addr().String(), "error", err)
 		}
 	})
-	return a, nil
 }
 
-// listenAdmin makes the socket, in place of one that a killed daemon has left. That no other daemon is alive is known: this one
-// holds the redirect and the channels.
-func listenAdmin(path string) (net.Listener, error) {
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
+func (o *operators) close() {
+	for _, s := range o.running {
+		_ = s.Close() // and removes the admin socket's file
 	}
-	// bind gives the file the mode of the socket, less the umask (unix_bind_bsd, net/unix/af_unix.c), so that it is never open to others.
-	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
-		var chmodErr error
-		err := rc.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), adminMode) })
-		return errors.Join(err, chmodErr)
-	}}
-	return lc.Listen(context.Background(), "unix", path)
-}
-
-func (a *adminServer) close() {
-	if a.server != nil {
-		_ = a.server.Close() // and removes the socket's file
-		a.done.Wait()
-	}
+	o.done.Wait()
 }

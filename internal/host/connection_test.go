@@ -91,6 +91,25 @@ func (r *rig) unread() (n int) {
 	return n
 }
 
+// freezeClient makes the client's kernel drop what comes, until the returned function is called.
+func (c *connection) freezeClient() (thaw func()) {
+	c.tb.Helper()
+	raw, err := c.client.SyscallConn()
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	control := func(f func(fd int) error) {
+		var ferr error
+		if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil || ferr != nil {
+			c.tb.Fatal(err, ferr)
+		}
+	}
+	control(c.freezer.Freeze)
+	return func() {
+		control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
+	}
+}
+
 // thaw undoes freeze.
 func (c *connection) thaw() {
 	c.tb.Helper()

@@ -2,7 +2,9 @@ package host
 
 import (
 	"sync/atomic"
+	"time"
 
+	"spillway/internal/metrics"
 	"spillway/internal/wire"
 )
 
@@ -25,7 +27,25 @@ type counters struct {
 	refused [maxReasons]atomic.Uint64 // HANDOVER, by reason
 	failed  [maxReasons]atomic.Uint64 // SEND, STAT and READ, by reason
 	closed  [maxReasons]atomic.Uint64 // leases, by the reason of their end
+
+	durations [len(stepNames)]metrics.Histogram // by step
 }
+
+// step is a part of a lease's life that is timed.
+type step uint8
+
+const (
+	stepRestore step = iota // HANDOVER to GRANTED
+	stepSend                // a SEND, until its last byte is in the socket's buffer; cut short, until the guest has the connection
+	stepDrain               // until the client has acknowledged everything
+	stepExtract             // the connection's state, and in the middle of a file the drain
+	stepRelease             // HANDBACK to RELEASED: mostly the guest's time
+)
+
+var stepNames = [...]string{"restore", "send", "drain", "extract", "release"}
+
+// took counts a step that is over.
+func (c *counters) took(s step, began time.Time) { c.durations[s].Observe(time.Since(began)) }
 
 func count(by *[maxReasons]atomic.Uint64, r wire.Reason) {
 	if r != wire.ReasonOK && int(r) < maxReasons {

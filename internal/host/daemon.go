@@ -23,9 +23,6 @@ const poolSize = 64
 
 // Daemon is the host daemon. Make it with New, run it once with Run.
 type Daemon struct {
-	// Trace, if set before Run, is told how long each step of a change of hands took. It is called by many goroutines.
-	Trace func(step string, d time.Duration)
-
 	cfg    config.Host
 	env    environment
 	log    *slog.Logger
@@ -39,16 +36,8 @@ type Daemon struct {
 	active   atomic.Int64   // leases whose sender runs
 	draining atomic.Bool
 	ran      atomic.Bool
+	sees     func(local, remote netip.Addr) error // whether a client's packets pass the redirect
 }
-
-// Steps that Trace is told of.
-const (
-	StepRestore = "restore" // HANDOVER to GRANTED
-	StepSend    = "send"    // a SEND, until its last byte is in the socket's buffer
-	StepDrain   = "drain"   // until the client has acknowledged everything
-	StepExtract = "extract" // freeze and extract
-	StepRelease = "release" // HANDBACK to RELEASED: mostly the guest's time
-)
 
 // environment is what a test replaces to run the daemon in a network namespace that is not the process's.
 type environment struct {
@@ -153,6 +142,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	}
 	// After all sockets are closed: a packet that came later would reach the guest, which answers with a RST.
 	defer func() { err = errors.Join(err, installed.Remove()) }()
+	d.sees = installed.Sees
 	if installed.IPv6Off != nil {
 		d.log.Warn("IPv6 connections stay in the VMs", "reason", installed.IPv6Off)
 	}
@@ -161,14 +151,14 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	admin, err := d.serveAdmin()
+	operators, err := d.serveOperators()
 	if err != nil {
 		for _, l := range listeners {
 			err = errors.Join(err, l.listener.Close())
 		}
 		return err
 	}
-	defer admin.close()
+	defer operators.close()
 	d.serve(ctx, listeners)
 	return nil
 }
@@ -183,11 +173,22 @@ func (d *Daemon) openKernel() error {
 	if err != nil {
 		return errors.Join(err, freezer.Close())
 	}
+	var holder *tcprepair.Holder
+	err = d.env.do(func() (err error) { holder, err = tcprepair.NewHolder(d.kernel.mayGo); return err })
+	if err != nil {
+		return errors.Join(err, freezer.Close())
+	}
 	start, err := tcprepair.NewStartWindow()
 	if err != nil {
 		d.log.Warn("connections that are handed over begin slowly", "reason", err)
 	}
-	d.kernel = kernel{freezer: freezer, start: start, pool: d.env.sockets(freezer, poolSize), congestion: make(map[string]bool)}
+	halter, err := tcprepair.NewHalter()
+	if err != nil {
+		d.log.Warn("a connection that is recalled in the middle of a file sends first what it has queued", "reason", err)
+	}
+	k := &d.kernel
+	k.freezer, k.holder, k.halter, k.start = freezer, holder, halter, start
+	k.pool, k.congestion = d.env.sockets(freezer, poolSize), make(map[string]bool)
 	for _, n := range names {
 		d.kernel.congestion[n] = true
 	}
@@ -197,6 +198,8 @@ func (d *Daemon) openKernel() error {
 func (d *Daemon) closeKernel() {
 	d.kernel.pool.Close()
 	_ = d.kernel.freezer.Close() // closing a program's descriptor cannot fail in a way that leaves something
+	_ = d.kernel.holder.Close()
+	_ = d.kernel.halter.Close()
 	_ = d.kernel.start.Close()
 }
 
@@ -253,19 +256,4 @@ func (d *Daemon) serve(ctx context.Context, listeners []vmListener) {
 	stopSweeper()
 	sweeper.Wait()
 	d.log.Info("host daemon has stopped")
-}
-
-// now is the time if somebody wants to know how long a step takes.
-func (d *Daemon) now() time.Time {
-	if d.Trace == nil {
-		return time.Time{}
-	}
-	return time.Now()
-}
-
-// step reports a step that began when now was called.
-func (d *Daemon) step(name string, began time.Time) {
-	if d.Trace != nil {
-		d.Trace(name, time.Since(began))
-	}
 }

@@ -27,6 +27,11 @@
 // host's output path. Where a firewall on the forward path must bind the VMs, the same rules belong to the output path for the VMs'
 // addresses.
 //
+// # Who looks after it
+//
+// The admin socket ([Daemon.AdminHandler]) tells what the daemon does and takes recalls. It reads counters that are atomic, or under locks that are held
+// for microseconds, so that it can be asked at any time.
+//
 // # Needs
 //
 // Linux 5.10 or later; CAP_NET_ADMIN, CAP_BPF (or CAP_SYS_ADMIN) and CAP_NET_BIND_SERVICE, as packages tcprepair and redirect say.

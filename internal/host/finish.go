@@ -23,6 +23,7 @@ func (l *leaseConn) finish(reason wire.Reason) {
 	}
 	l.mu.Lock()
 	abort := l.abort || reason == wire.ReasonKernel
+	l.doing = closes
 	l.mu.Unlock()
 	if !abort && reason != wire.ReasonClientGone {
 		reason, abort = l.conclude(reason)

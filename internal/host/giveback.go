@@ -25,36 +25,50 @@ var errUnsettled = errors.New("the connection is not idle")
 //
 // Nothing of the client's gets lost: its acknowledgements and what it says reach our socket until the guest's lives, and are passed on.
 func (l *leaseConn) giveBack() wire.Reason {
-	began := l.vm.daemon.now()
-	if !l.await(func() bool { n, err := l.socket.outstanding(); return err == nil && n == 0 }) {
+	began := time.Now()
+	if !l.await(l.drained) {
 		return l.keep(errUnsettled)
 	}
-	l.vm.daemon.step(StepDrain, began)
-	return l.handBack(nil, func() (int64, error) { return -1, nil })
+	l.vm.counters.took(stepDrain, began)
+	return l.handBack(nil, func() int64 { return -1 })
 }
 
-// cutShort is giveBack in the middle of a file, of which the first byte is the client's byte number before, as counted from the beginning of the lease.
+// cutShort is giveBack in the middle of a file, whose first byte was written behind before others, as counted from the beginning of the lease.
 func (l *leaseConn) cutShort(before int64) wire.Reason {
 	l.mu.Lock()
-	l.recall = recallTried
+	l.doing, l.recall = drains, recallTried
 	l.mu.Unlock()
-	// The guest has what came before no more.
-	if !l.await(func() bool { p, err := l.socket.progress(); return err == nil && p.Sent >= uint64(before) }) {
+	unsent := func() int64 { n, _ := l.socket.unsent(); return int64(n) } // of a broken socket nothing comes of it anyway
+	// The guest has what came before no more, so it must be on its way. A header waits for the file's first bytes (MSG_MORE), in vain now.
+	l.socket.push()
+	if !l.await(func() bool { return l.socket.written.Load()-unsent() >= before }) {
 		return l.keep(errUnsettled)
 	}
+	settled := func() bool { n, err := l.socket.outstanding(); return err == nil && int64(n) == unsent() }
 	settle := func() error {
-		began := l.vm.daemon.now()
-		if !l.await(func() bool { p, err := l.socket.progress(); return err == nil && p.Acked == p.Sent }) {
+		began := time.Now()
+		if !l.await(settled) {
 			return errUnsettled
 		}
-		l.vm.daemon.step(StepDrain, began)
+		l.vm.counters.took(stepDrain, began)
 		return nil
 	}
-	return l.handBack(settle, func() (int64, error) {
-		p, err := l.socket.progress()
-		l.socket.sent = p.Sent
-		return int64(p.Sent) - before, err
+	if l.vm.daemon.kernel.halter == nil { // then all that is queued must be sent
+		if !l.await(l.drained) {
+			return l.keep(errUnsettled)
+		}
+		settle = nil
+	}
+	return l.handBack(settle, func() int64 {
+		l.cut = l.socket.written.Load() - unsent() - before
+		return l.cut
 	})
+}
+
+// drained tells whether the client has acknowledged everything.
+func (l *leaseConn) drained() bool {
+	n, err := l.socket.outstanding()
+	return err == nil && n == 0
 }
 
 // keep goes on with a lease that was not given back, unless its phase says otherwise.
@@ -95,16 +109,16 @@ func (l *leaseConn) await(enough func() bool) bool {
 }
 
 // handBack sends HANDBACK and does what the answer asks for. settle is that of lease.Host.Return, sent what HANDBACK tells of the SEND under way.
-func (l *leaseConn) handBack(settle func() error, sent func() (int64, error)) wire.Reason {
+func (l *leaseConn) handBack(settle func() error, sent func() int64) wire.Reason {
 	if err := l.offer(settle, sent); err != nil {
 		return l.keep(err)
 	}
-	began := l.vm.daemon.now()
+	began := time.Now()
 	var err error
 	switch l.awaitAnswer() {
 	case wire.TypeTaken:
 		over := l.release()
-		l.vm.daemon.step(StepRelease, began)
+		l.vm.counters.took(stepRelease, began)
 		return over
 	case wire.TypeKeep:
 		err = l.end.Kept()
@@ -116,9 +130,9 @@ func (l *leaseConn) handBack(settle func() error, sent func() (int64, error)) wi
 }
 
 // offer reads the connection's state and sends HANDBACK.
-func (l *leaseConn) offer(settle func() error, sent func() (int64, error)) error {
+func (l *leaseConn) offer(settle func() error, sent func() int64) error {
 	l.leased = time.Since(l.since)
-	began := l.vm.daemon.now()
+	began := time.Now()
 	l.receiving.Lock()
 	defer l.receiving.Unlock()
 	l.hear(rests)
@@ -128,21 +142,18 @@ func (l *leaseConn) offer(settle func() error, sent func() (int64, error)) error
 	}
 	st := l.state
 	err = l.end.Return(&st, settle, func() error {
-		l.vm.daemon.step(StepExtract, began)
-		bytes, err := sent()
-		if err != nil {
-			return err
-		}
+		l.vm.counters.took(stepExtract, began)
+		bytes := sent()
 		l.mu.Lock()
 		if !l.settled() {
 			l.mu.Unlock()
 			return errUnsettled
 		}
 		// Together with settled: what comes from now on has crossed with HANDBACK, and the guest answers KEEP.
-		l.awaiting, l.answer, l.asked = true, 0, time.Now()
+		l.awaiting, l.answer, l.asked, l.doing = true, 0, time.Now(), returns
 		hb := wire.Handback{State: st, Data: l.taken, Sent: bytes, Said: said}
 		l.mu.Unlock()
-		err = send(l.handler, l.id, 0, hb)
+		err := send(l.handler, l.id, 0, hb)
 		if err != nil {
 			l.mu.Lock()
 			l.awaiting = false
@@ -150,7 +161,7 @@ func (l *leaseConn) offer(settle func() error, sent func() (int64, error)) error
 		}
 		return err
 	})
-	l.socket.clientWaits = len(said) > 0
+	l.spoke = len(said) > 0
 	if err != nil && len(said) > 0 {
 		_ = send(l.handler, l.id, 0, wire.Data{Data: said}) // a session that has ended tells by itself
 	}
@@ -175,7 +186,8 @@ func (l *leaseConn) awaitAnswer() wire.Type {
 
 // release lets go of a connection that the guest has taken.
 func (l *leaseConn) release() (over wire.Reason) {
-	if err := l.end.Taken(l.passLate); err != nil {
+	late, end, err := l.end.Taken()
+	if err != nil {
 		// The guest resets the connection when it hears CLOSED.
 		if errors.Is(err, tcprepair.ErrNotEstablished) {
 			return wire.ReasonClientGone
@@ -184,9 +196,12 @@ func (l *leaseConn) release() (over wire.Reason) {
 		return wire.ReasonKernel
 	}
 	l.vm.counters.handbacks.Add(1)
+	l.vm.blind.seen() // everything is acknowledged
+	frames := l.lateFrames(late, end)
 	l.handler.forget(l) // before the guest may use the id again
-	_ = send(l.handler, l.id, 0, wire.Released{Window: l.socket.snapshot.Window.Peer(), Leased: uint64(l.leased)})
-	if l.socket.clientWaits {
+	released := wire.Released{Window: l.socket.snapshot.Window.Peer(), Leased: uint64(l.leased)}
+	_ = l.handler.session.Write(wire.Append(frames, l.handler.session.ID, l.id, 0, released)) // a session that has ended tells by itself
+	if l.spoke {
 		before := l.handler.handovers.Load()
 		l.handler.session.Poll(&l.vm.expects.handovers, func() bool { return l.handler.handovers.Load() != before })
 	}
@@ -194,9 +209,9 @@ func (l *leaseConn) release() (over wire.Reason) {
 	return wire.ReasonOK
 }
 
-// passLate tells the guest what the client has said since HANDBACK: no credit is asked for, as our kernel has acknowledged it.
-func (l *leaseConn) passLate(p []byte, end bool) {
-	var frames []byte
+// lateFrames tell the guest what the client has said since HANDBACK: no credit is asked for, as our kernel has acknowledged it.
+func (l *leaseConn) lateFrames(p []byte, end bool) (frames []byte) {
+	l.vm.counters.relayed.Add(uint64(len(p)))
 	for len(p) > 0 {
 		n := min(len(p), wire.MaxData)
 		frames = wire.Append(frames, l.handler.session.ID, l.id, 0, wire.Data{Data: p[:n]})
@@ -205,8 +220,7 @@ func (l *leaseConn) passLate(p []byte, end bool) {
 	if end {
 		frames = wire.Append(frames, l.handler.session.ID, l.id, 0, wire.End{})
 	}
-	l.vm.counters.relayed.Add(uint64(len(frames)))
-	_ = l.handler.session.Write(frames) // a session that has ended tells by itself
+	return frames
 }
 
 func (l *leaseConn) complainOnce(text string, err error) {

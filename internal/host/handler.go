@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"spillway/internal/session"
 	"spillway/internal/wire"
@@ -88,7 +89,16 @@ func (h *handler) handover(id uint32, payload []byte) error {
 				"local", m.State.Local, "not_logged", skipped)
 		}
 		return h.refuse(id, wire.ReasonAddress)
-	case !h.vm.enlist(l):
+	case h.vm.blind.is(time.Now()):
+		return h.refuse(id, wire.ReasonPath)
+	}
+	if err := h.vm.daemon.sees(m.State.Local.Addr(), m.State.Remote.Addr()); err != nil {
+		if skipped, ok := h.vm.complain.allow(); ok {
+			h.vm.log.Warn("handover refused", "error", err, "not_logged", skipped)
+		}
+		return h.refuse(id, wire.ReasonPath)
+	}
+	if !h.vm.enlist(l) {
 		return h.refuse(id, wire.ReasonLimit)
 	}
 	h.mu.Lock()

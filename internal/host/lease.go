@@ -2,7 +2,6 @@ package host
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"spillway/internal/lease"
@@ -49,11 +48,12 @@ type leaseConn struct {
 	eaten    int           // DATA bytes that no CREDIT has been sent for
 	since    time.Time     // GRANTED, or the last KEEP
 	leased   time.Duration // from since to HANDBACK
+	cut      int64         // bytes of its file that were sent when it was given back in the middle
+	spoke    bool          // HANDBACK brought something that the client has said
 	listens  bool          // the receiver was started
 	received chan struct{} // closed when the receiver is gone
 
-	receiving sync.Mutex   // held by whoever reads from the client's socket, until what was read is in the channel
-	written   atomic.Int64 // bytes that the kernel has taken for the client
+	receiving sync.Mutex // held by whoever reads from the client's socket, until what was read is in the channel
 
 	progress progress // the sweeper's
 
@@ -65,6 +65,8 @@ type leaseConn struct {
 	relayedAt uint64 // heard when the client's last words were passed on
 	inbox     []item
 	live      bool        // the socket exists
+	granted   time.Time   // when it came to exist
+	doing     activity    // what the sender does
 	allowed   int         // DATA bytes that the guest may still send
 	taken     uint64      // DATA bytes that the guest has sent
 	sending   bool        // a SEND is under way: the guest has no answer yet
@@ -227,7 +229,7 @@ func (l *leaseConn) stop(reason wire.Reason) {
 	l.finishNow(reason)
 }
 
-// stall ends a lease whose client takes nothing: with RST, as nobody would read anything else.
+// stall ends a lease whose client never took anything: with RST, as nobody would read anything else.
 func (l *leaseConn) stall() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -253,6 +255,7 @@ func (l *leaseConn) next() item {
 		case l.over != wire.ReasonOK:
 			return item{kind: wire.TypeClosed, end: l.over}
 		case len(l.inbox) > 0:
+			l.doing = sends
 			it := l.inbox[0]
 			n := copy(l.inbox, l.inbox[1:])
 			l.inbox[n] = item{}
@@ -264,12 +267,13 @@ func (l *leaseConn) next() item {
 		case l.orphan:
 			return item{kind: wire.TypeClosed, end: wire.ReasonSession}
 		case l.recall == recallDue:
-			l.recall = notRecalled
+			l.doing, l.recall = drains, notRecalled
 			return item{kind: wire.TypeHandback}
 		case l.recall == recalled:
-			l.recall = recallTried
+			l.doing, l.recall = drains, recallTried
 			return item{kind: wire.TypeHandback}
 		}
+		l.doing = idles
 		l.work.Wait()
 	}
 }

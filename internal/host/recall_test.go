@@ -76,7 +76,7 @@ func (c *connection) eventuallyFull() {
 	last := int64(-1)
 	c.eventually("the host waits for the client", func() bool {
 		now := int64(0)
-		c.daemon.vms[0].eachLease(func(l *leaseConn) { now = l.written.Load() })
+		c.daemon.vms[0].eachLease(func(l *leaseConn) { now = l.socket.written.Load() })
 		full := now == last
 		last = now
 		return full && now > 0

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"spillway/internal/redirect"
 	"spillway/internal/wire"
@@ -75,41 +74,4 @@ func TestRestart(t *testing.T) {
 	c := r.lease(g, 1)
 	g.send(1, 0, r.whole("big", ""))
 	c.clientReads(r.big)
-}
-
-// TestTrace: each step of a change of hands is reported.
-func TestTrace(t *testing.T) {
-	steps := make(chan string, 100)
-	r := newRig(t, func(r *rig) {
-		var err error
-		if r.daemon, err = newDaemon(r.cfg, r.logger(), r.environment()); err != nil {
-			t.Fatal(err)
-		}
-		r.daemon.Trace = func(step string, d time.Duration) {
-			if d < 0 {
-				t.Errorf("step %s took %v", step, d)
-			}
-			steps <- step
-		}
-	})
-	g := r.guest(0)
-	c := r.lease(g, 1)
-	wait := c.clientReading(r.big[:4096])
-	g.send(1, wire.FlagReturn, r.whole("small", ""))
-	wait()
-	expect[wire.Sent](g, 1)
-	m, _ := expect[wire.Handback](g, 1)
-	c.takeBack(m)
-	g.send(1, 0, wire.Taken{})
-	expect[wire.Released](g, 1)
-	for _, want := range []string{StepRestore, StepSend, StepDrain, StepExtract, StepRelease} {
-		select {
-		case got := <-steps:
-			if got != want {
-				t.Errorf("step %s, want %s", got, want)
-			}
-		case <-time.After(patience):
-			t.Fatalf("no step %s", want)
-		}
-	}
 }

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,10 +28,10 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 	}
 	defer l.vm.release(f, o.file)
 
-	began := l.vm.daemon.now()
+	began := time.Now()
 	sent, failure, over := l.sendBody(o, f)
 	l.recallAgain()
-	l.vm.daemon.step(StepSend, began)
+	l.vm.counters.took(stepSend, began)
 	l.vm.counters.bytes.Add(uint64(sent))
 	switch {
 	case over != wire.ReasonOK || l.end.Phase() == lease.Gone: // over, or given back
@@ -80,13 +81,13 @@ func (l *leaseConn) sendBody(o *order, f *share.File) (sent int64, failure, over
 
 // sendFile sends the order's range, or as much of it as there is time for before the connection is wanted back.
 func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over wire.Reason) {
-	offset, before := o.offset, l.written.Load()
+	offset, before := o.offset, l.socket.written.Load()
 	l.enterFile(true)
 	defer l.enterFile(false)
 	for sent < o.count {
 		if l.wanted() {
 			if over := l.cutShort(before); over != wire.ReasonOK || l.end.Phase() == lease.Gone {
-				return int64(l.socket.sent) - before, wire.ReasonOK, over
+				return l.cut, wire.ReasonOK, over
 			}
 			l.enterFile(true)
 		}
@@ -112,7 +113,9 @@ func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over
 func (l *leaseConn) enterFile(in bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.inFile = in
+	if l.inFile = in; in {
+		l.doing = sends
+	}
 	if l.over == wire.ReasonOK && l.live {
 		l.socket.resumeWrite()
 	}
@@ -137,7 +140,7 @@ func (l *leaseConn) sendChunk(f *share.File, offset *int64, count int64) (sent i
 				failure = wire.ReasonTruncated
 			case err == nil:
 				sent = int64(n)
-				l.written.Add(sent)
+				l.socket.written.Add(sent)
 			case err == unix.EINTR:
 				continue
 			case err == unix.EAGAIN:

@@ -49,7 +49,7 @@ func (l *leaseConn) returnsNext() bool {
 
 // accept takes the connection over, or refuses it.
 func (l *leaseConn) accept() bool {
-	began := l.vm.daemon.now()
+	began := time.Now()
 	var granted bool
 	err := l.end.Accept(&l.state, func(m wire.Message) error {
 		refused, no := m.(wire.Refused)
@@ -59,12 +59,13 @@ func (l *leaseConn) accept() bool {
 			return send(l.handler, l.id, 0, refused)
 		}
 		granted = true
-		l.vm.daemon.step(StepRestore, began)
+		l.vm.counters.took(stepRestore, began)
 		l.vm.counters.handovers.Add(1)
 		l.mu.Lock()
-		l.live = true
-		l.mu.Unlock()
 		l.since = time.Now()
+		l.live, l.granted = true, l.since
+		l.mu.Unlock()
+		l.socket.boundQueue(l.vm.leaseCount())
 		return send(l.handler, l.id, 0, wire.Granted{})
 	})
 	switch {
@@ -143,7 +144,7 @@ func (l *leaseConn) write(p []byte, flags int) wire.Reason {
 			switch err {
 			case nil:
 				p = p[n:]
-				l.written.Add(int64(n))
+				l.socket.written.Add(int64(n))
 			case unix.EINTR:
 			case unix.EAGAIN:
 				return false

@@ -3,7 +3,10 @@ package host
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,9 +26,21 @@ type sockets interface {
 // kernel is what all leases use of the kernel's repair interface.
 type kernel struct {
 	freezer    *tcprepair.Freezer
+	holder     *tcprepair.Holder
+	halter     *tcprepair.Halter      // nil: it cannot be had
 	start      *tcprepair.StartWindow // nil: it cannot be had
 	pool       sockets
 	congestion map[string]bool // the congestion controls that are loaded
+	owned      sync.Map        // ends of a connection → its socket here
+}
+
+// ends are the addresses of a connection.
+type ends struct{ local, remote netip.AddrPort }
+
+// mayGo tells whether a segment may be sent on to the guest: not if the connection is here.
+func (k *kernel) mayGo(local, remote netip.AddrPort) bool {
+	_, owned := k.owned.Load(ends{local, remote})
+	return !owned
 }
 
 // socket is the host's socket of one connection as package lease moves it (lease.HostSocket). Its file belongs to the netpoller, so that
@@ -34,15 +49,14 @@ type socket struct {
 	kernel *kernel
 	file   *os.File // nil until Restore
 	raw    syscall.RawConn
+	ends   ends
 
 	keepAlive tcpstate.KeepAlive // as the guest had it, for Thaw
 	start     uint32             // send sequence number when it was restored
 	read      uint32             // sequence number of the next byte of the client's that nobody has read
-	halted    bool               // Halt was called
-	sent      uint64             // bytes that had been on the wire at the snapshot of a halted socket
+	written   atomic.Int64       // bytes that the kernel has taken for the client
+	halted    bool               // Halt was called, and Resume has to be
 	snapshot  tcpstate.State     // as the guest got it
-	// clientWaits tells that the client has spoken just before the snapshot: until it has its answer, it will hardly say more.
-	clientWaits bool
 }
 
 // Restore implements lease.HostSocket. After an error there is no socket.
@@ -62,9 +76,12 @@ func (s *socket) Restore(as *tcpstate.State) error {
 	}
 	// The host corks with MSG_MORE where it wants to; whatever else it writes shall leave. The guest's own socket keeps its setting.
 	st.NoDelay = true
+	s.ends = ends{st.Local, st.Remote}
+	s.kernel.owned.Store(s.ends, s)
 	_ = s.kernel.start.Set(fd, st.Cwnd) // without it, the connection is slower to begin with
 	if err := tcprepair.Restore(fd, &st); err != nil {
 		unix.Close(fd) // silent
+		s.kernel.owned.CompareAndDelete(s.ends, s)
 		return err
 	}
 	s.keepAlive, s.start, s.read = st.KeepAlive, st.SendSeq, st.RecvSeq
@@ -89,12 +106,8 @@ func (s *socket) control(f func(fd int) error) error {
 
 // Snapshot implements lease.HostSocket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
 func (s *socket) Snapshot(st *tcpstate.State) error {
-	return s.control(func(fd int) (err error) {
-		if s.halted {
-			err = tcprepair.SnapshotHalted(fd, st, s.read, s.start)
-		} else {
-			err = tcprepair.Snapshot(fd, st, s.read)
-		}
+	return s.control(func(fd int) error {
+		err := tcprepair.Snapshot(fd, st, s.read, s.halted)
 		s.snapshot = *st
 		return err
 	})
@@ -102,83 +115,85 @@ func (s *socket) Snapshot(st *tcpstate.State) error {
 
 // Halt implements lease.HostSocket.
 func (s *socket) Halt() error {
-	s.halted = true
-	return s.control(tcprepair.Halt)
+	return s.control(func(fd int) error {
+		err := s.kernel.halter.Halt(fd, s.start+uint32(s.written.Load()))
+		s.halted = err == nil
+		return err
+	})
 }
 
-// strayTime is how long a segment may need from the redirect, where it was meant for our socket, to this socket, before it counts as lost. It
-// is a softirq's way through ip_rcv, some microseconds.
-const strayTime = 50 * time.Microsecond
+// resume undoes Halt.
+func (s *socket) resume(fd int) {
+	if s.halted {
+		s.halted = false
+		s.kernel.halter.Resume(fd)
+	}
+}
 
 // Seal implements lease.HostSocket.
-func (s *socket) Seal(pass func(p []byte, end bool)) error {
-	return s.control(func(fd int) error {
-		if err := tcprepair.Hide(fd, &s.snapshot); err != nil {
-			return err
-		}
-		if unread, err := tcprepair.UnreadBytes(fd); err != nil || unread > 0 || !s.clientWaits {
-			time.Sleep(strayTime)
-		}
-		n, fin, err := s.kernel.freezer.Seal(fd, &s.snapshot)
+func (s *socket) Seal() (late []byte, end bool, err error) {
+	err = s.control(func(fd int) error {
+		n, fin, err := s.kernel.holder.Seal(fd, &s.snapshot)
 		if err != nil {
 			return err
 		}
-		if err := s.checkHalt(fd); err != nil {
-			return err
-		}
-		if n > 0 || fin {
-			late := make([]byte, n)
+		if late, end = make([]byte, n), fin; n > 0 {
 			if err := tcprepair.PeekLate(fd, late); err != nil {
 				return err
 			}
-			pass(late, fin)
 		}
 		if s.snapshot.RecvSeq += uint32(n); fin {
 			s.snapshot.RecvSeq++
 		}
-		return tcprepair.Confirm(fd, &s.snapshot)
-	})
-}
-
-// maxResent is how many segments a halted socket may have sent nevertheless, when its retransmission timer ran out. The guest's socket, which
-// begins with ten segments (TCP_INIT_CWND, include/net/tcp.h), soon comes to where the client is; a client that is further on than it will ever send
-// unanswered would wait for ever.
-const maxResent = 4
-
-// checkHalt finds a client that has got more than the guest was told of.
-func (s *socket) checkHalt(fd int) error {
-	if !s.halted {
 		return nil
-	}
-	p, err := tcprepair.ProgressOf(fd)
-	if err == nil && p.Acked > s.sent+maxResent*uint64(s.snapshot.MSS) {
-		err = fmt.Errorf("the client has %d bytes more than the guest was told: the handback took too long", p.Acked-s.sent)
-	}
-	return err
+	})
+	return late, end, err
 }
 
 // Thaw implements lease.Socket.
 func (s *socket) Thaw() error {
-	s.halted = false
-	return s.control(func(fd int) error { return tcprepair.Thaw(fd, s.keepAlive) })
+	return s.control(func(fd int) error {
+		defer s.resume(fd)
+		return tcprepair.Thaw(fd, s.keepAlive)
+	})
 }
 
 // Release implements lease.Socket. The socket leaves the kernel's connection table at once, so that the close may wait.
-func (s *socket) Release() error { return s.control(tcprepair.Park) }
+func (s *socket) Release() error {
+	return s.control(func(fd int) error {
+		defer s.resume(fd)
+		if err := tcprepair.Park(fd); err != nil {
+			return err
+		}
+		s.kernel.owned.CompareAndDelete(s.ends, s)
+		return tcprepair.Confirm(fd, &s.snapshot)
+	})
+}
 
 // Abort implements lease.Socket.
-func (s *socket) Abort() error { return s.control(tcprepair.Abort) }
+func (s *socket) Abort() error {
+	return s.control(func(fd int) error {
+		defer s.resume(fd)
+		return tcprepair.Abort(fd)
+	})
+}
 
 // Close closes the socket and waits until nobody uses it any more. A goroutine that waits for the client is woken.
 func (s *socket) Close() error {
 	if s.file == nil {
 		return nil
 	}
+	s.kernel.owned.CompareAndDelete(s.ends, s)
 	return s.file.Close()
 }
 
 // interruptWrite wakes a writer that waits for the client, and fails all later writes.
 func (s *socket) interruptWrite() { _ = s.file.SetWriteDeadline(time.Unix(1, 0)) }
+
+// push sends what waits for more because of MSG_MORE (tcp_sock_set_nodelay, net/ipv4/tcp.c).
+func (s *socket) push() {
+	_ = s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }) // a broken connection is found anyway
+}
 
 // resumeWrite undoes interruptWrite.
 func (s *socket) resumeWrite() { _ = s.file.SetWriteDeadline(time.Time{}) }
@@ -192,13 +207,29 @@ func (s *socket) outstanding() (n int, err error) {
 	return n, err
 }
 
-// progress returns how far the client's stream has come since the connection was restored.
-func (s *socket) progress() (p tcprepair.Progress, err error) {
+// What the leases of a VM may have queued that was not sent yet, in bytes, if that is what they all wait for: each has its part of queuedTotal when it
+// begins. What is under way is the client's receive window's matter, as with any server.
+const (
+	queuedTotal = 64 << 20
+	queuedMin   = 64 << 10
+	queuedMax   = 1 << 20 // more makes no connection faster
+)
+
+// boundQueue bounds what waits to be sent, one of so many leases, by TCP_NOTSENT_LOWAT.
+func (s *socket) boundQueue(leases int) {
+	bound := min(max(queuedTotal/max(leases, 1), queuedMin), queuedMax)
+	_ = s.control(func(fd int) error { // it is there since Linux 3.12
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bound)
+	})
+}
+
+// unsent returns the bytes that wait to be sent.
+func (s *socket) unsent() (n int, err error) {
 	err = s.control(func(fd int) (err error) {
-		p, err = tcprepair.ProgressOf(fd)
+		n, err = tcprepair.UnsentBytes(fd)
 		return err
 	})
-	return p, err
+	return n, err
 }
 
 // unread returns the bytes of the client that nobody has read.

@@ -18,6 +18,8 @@ type VMStatus struct {
 	Sessions int    `json:"sessions"` // live now
 	Leases   int    `json:"leases"`   // live now
 
+	MaxLeases int `json:"max_leases"` // that it may have
+
 	SessionsTotal uint64            `json:"sessions_total"`
 	Breaches      uint64            `json:"breaches_total"`
 	Frames        uint64            `json:"frames_total"`
@@ -59,6 +61,7 @@ func (v *vm) status() VMStatus {
 	c := &v.counters
 	s := VMStatus{
 		Name:          v.name,
+		MaxLeases:     v.maxLeases,
 		SessionsTotal: c.sessions.Load(),
 		Breaches:      c.breaches.Load(),
 		Frames:        c.frames.Load(),

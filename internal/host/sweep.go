@@ -39,8 +39,8 @@ func (d *Daemon) sweep(ctx context.Context) {
 // errNoAnswer ends the session of a guest that leaves a client frozen for as long as a silent guest would be believed.
 var errNoAnswer = errors.New("the guest does not answer HANDBACK")
 
-// sweep ends a lease whose client has acknowledged no byte for the stall time-out while there are some to acknowledge, whatever the size of the
-// buffers. A client that takes one byte now and then is slow, not stalled.
+// sweep gives a connection back whose client has acknowledged no byte for the stall time-out while there are some to acknowledge: how long to bear with such a
+// client is the server's matter. A client that takes one byte now and then is slow, not stalled.
 func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 	l.mu.Lock()
 	live := l.live
@@ -50,7 +50,7 @@ func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 		l.handler.session.Close(errNoAnswer)
 	}
 	p := &l.progress
-	written := l.written.Load()
+	written := l.socket.written.Load()
 	if !live || p.allDone && written == p.acked {
 		return
 	}
@@ -63,8 +63,22 @@ func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 	switch {
 	case p.allDone, acked != p.acked, p.since.IsZero():
 		p.acked, p.since = acked, now
+	case acked == 0 && now.Sub(p.since) > blindAfter:
+		l.blind(now)
 	case now.Sub(p.since) > limits.StallTimeout.Value():
-		l.vm.log.Info("client takes no bytes: resetting it", "lease", l.id, "client", l.state.Remote, "for", now.Sub(p.since))
-		l.stall()
+		p.since = now // if it does not come about, it is tried again
+		l.callBack()
 	}
+	if acked > 0 {
+		l.vm.blind.seen()
+	}
+}
+
+// blind ends a lease whose client does not reach our socket.
+func (l *leaseConn) blind(now time.Time) {
+	if l.vm.blind.unseen(now) {
+		l.vm.log.Error("clients do not reach this host's sockets: no connection is taken over for a while",
+			"client", l.state.Remote, "local", l.state.Local, "for", blindFor)
+	}
+	l.stall()
 }

@@ -15,9 +15,9 @@ import (
 	"spillway/internal/wire"
 )
 
-// window is how many DATA bytes of a lease may be on their way in each direction: more than a request's body needs on a LAN, little
-// enough for thousands of leases.
-const window = 256 << 10
+// window is how many DATA bytes of a lease may be on their way in each direction: what a channel moves in a round trip or two, and little enough
+// for thousands of leases, whose clients may all take nothing.
+const window = 64 << 10
 
 // vm is one virtual machine: what it is allowed and what it has.
 type vm struct {
@@ -31,6 +31,7 @@ type vm struct {
 	maxFiles  int
 	counters  counters
 	complain  limiter // for what a guest can cause at will
+	blind     blindness
 	expects   expectations
 
 	mu       sync.Mutex
@@ -108,6 +109,13 @@ func (v *vm) enlist(l *leaseConn) bool {
 	}
 	v.leases[l] = struct{}{}
 	return true
+}
+
+// leaseCount returns how many leases there are.
+func (v *vm) leaseCount() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.leases)
 }
 
 func (v *vm) delist(l *leaseConn) {

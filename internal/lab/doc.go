@@ -4,6 +4,8 @@
 //	client ── eth0 ─ veth ─ client0 ── host ── guest0 ─ tap or veth ─ eth0 ── guest
 //	10.88.0.2                10.88.0.1      10.87.0.1                 10.87.0.2
 //
+// A link with a delay replaces the veth pair to the client by the two TUN devices of a delay line, under the same names and addresses.
+//
 // Everything runs as real processes of the spillway binary: the host daemon and a bare-metal media server in the host's namespace, and in the guest one
 // media server for each way to serve, on a port of its own. Names carry the lab's, so that labs of several checkouts stand
 // side by side; all state is below one directory, from which Down finds everything again.
@@ -69,8 +71,8 @@ func (a Arm) port() uint16 {
 
 func (a Arm) adminPort() uint16 { return a.port() + 1000 }
 
-// channelIndex numbers the virtio-serial ports, one for each arm that has a channel.
-func (a Arm) channelIndex() int { return map[Arm]int{Offload: 0, Lease: 1}[a] }
+// channelArms have channels.
+var channelArms = []Arm{Offload, Lease}
 
 // addr is where an arm's server listens.
 func (a Arm) addr() netip.Addr {

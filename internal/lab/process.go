@@ -22,20 +22,21 @@ type process struct {
 	ended <-chan struct{} // closed when it has
 }
 
-// guestEnv makes a namespace stand for a VM of one CPU, as the lab's QEMU has it.
-const guestEnv = "GOMAXPROCS=1"
+// guestEnv makes a namespace stand for a VM of so many CPUs.
+func (l *Lab) guestEnv() string { return fmt.Sprintf("GOMAXPROCS=%d", l.CPUs) }
 
-// startProcess starts the binary inside a namespace; its output goes to NAME.log in the lab's directory, behind what an earlier run wrote.
-func (l *Lab) startProcess(name string, ns *netns.Namespace, args ...string) error {
+// startProcess starts the binary inside a namespace, with files from descriptor 3 on; its output goes to NAME.log in the lab's directory, behind what an
+// earlier run wrote.
+func (l *Lab) startProcess(name string, ns *netns.Namespace, files []*os.File, args ...string) error {
 	log, err := os.OpenFile(l.LogPath(name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	cmd := exec.Command(l.Binary, args...)
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, files
 	if ns == l.Guest {
-		cmd.Env = append(os.Environ(), guestEnv)
+		cmd.Env = append(os.Environ(), l.guestEnv())
 	}
 	// A group of its own: an interrupt typed at the terminal is for the lab's owner.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -85,7 +86,7 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 	return fmt.Errorf("%s did not end within %v after %v and was killed", name, stopGrace, sig)
 }
 
-// LogPath is the log of one of the lab's processes: host, baremetal, vm, offload, lease; console for a VM.
+// LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease; console for a VM.
 func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
 
 // logTails quotes the ends of all logs.
@@ -112,7 +113,7 @@ func (l *Lab) StartHost() error {
 	if err := os.WriteFile(file, []byte(l.hostConfig()), 0o644); err != nil {
 		return err
 	}
-	return l.startProcess(hostProcess, l.Host, "host", "--config", file)
+	return l.startProcess(hostProcess, l.Host, nil, "host", "--config", file)
 }
 
 // hostConfig is the daemon's configuration, as a user would write it.
@@ -120,6 +121,12 @@ func (l *Lab) hostConfig() string {
 	busyPoll := ""
 	if d := l.busyPoll(); d != nil {
 		busyPoll = fmt.Sprintf("busy_poll = %q\n", d)
+	}
+	var channels []string
+	for _, arm := range channelArms {
+		for i := range l.CPUs {
+			channels = append(channels, fmt.Sprintf("%q", "unix:"+l.channelSocket(arm, i)))
+		}
 	}
 	return fmt.Sprintf(`# The host daemon of lab %s.
 admin = %q
@@ -130,16 +137,18 @@ path = %q
 
 [[vm]]
 name = %q
-channels = ["unix:%s", "unix:%s"]
+channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, l.channelSocket(Offload), l.channelSocket(Lease),
+`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
 		guestAddr4.Addr(), guestAddr6.Addr(), shareName)
 }
 
 func (l *Lab) adminSocket() string { return filepath.Join(l.Dir, "admin.sock") }
 
-func (l *Lab) channelSocket(arm Arm) string { return filepath.Join(l.Dir, string(arm)+".sock") }
+func (l *Lab) channelSocket(arm Arm, i int) string {
+	return filepath.Join(l.Dir, fmt.Sprintf("%s-%d.sock", arm, i))
+}
 
 // StopHost ends the host daemon with a signal and waits for it.
 func (l *Lab) StopHost(sig syscall.Signal) error { return l.signal(hostProcess, sig) }
@@ -150,7 +159,7 @@ func (l *Lab) StartServer(arm Arm) error {
 	if arm == Baremetal {
 		ns = l.Host
 	}
-	return l.startProcess(string(arm), ns, l.serveArgs(arm, "unix:"+l.channelSocket(arm), l.Files)...)
+	return l.startProcess(string(arm), ns, nil, l.serveArgs(arm, func(i int) string { return "unix:" + l.channelSocket(arm, i) }, l.Files)...)
 }
 
 // emulatedBusyPoll suits a VM whose CPU is emulated: a wake-up takes it half a millisecond.
@@ -165,8 +174,8 @@ func (l *Lab) busyPoll() *time.Duration {
 	return l.BusyPoll
 }
 
-// serveArgs are the arguments of an arm's media server.
-func (l *Lab) serveArgs(arm Arm, channel, mount string) []string {
+// serveArgs are the arguments of an arm's media server, whose channels have these addresses.
+func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []string {
 	args := []string{
 		"serve",
 		"--listen", fmt.Sprintf(":%d", arm.port()),
@@ -176,7 +185,10 @@ func (l *Lab) serveArgs(arm Arm, channel, mount string) []string {
 	if !arm.offloads() {
 		return append(args, "--mode", string(config.ModeOff))
 	}
-	args = append(args, "--mode", string(arm), "--channel", channel, "--threshold", fmt.Sprint(l.Threshold))
+	args = append(args, "--mode", string(arm), "--threshold", fmt.Sprint(l.Threshold))
+	for i := range l.CPUs {
+		args = append(args, "--channel", channel(i))
+	}
 	if d := l.busyPoll(); d != nil {
 		args = append(args, "--busy-poll", d.String())
 	}
@@ -226,12 +238,14 @@ func (l *Lab) Down() error {
 	}
 	errs = append(errs, l.stopVM())
 	for name := range l.daemons {
-		if name != hostProcess {
+		if name != hostProcess && name != linkProcess {
 			errs = append(errs, l.signal(name, syscall.SIGTERM))
 		}
 	}
-	if l.daemons[hostProcess] != nil {
-		errs = append(errs, l.StopHost(syscall.SIGTERM))
+	for _, name := range []string{hostProcess, linkProcess} { // the daemon drains its connections over the link
+		if l.daemons[name] != nil {
+			errs = append(errs, l.signal(name, syscall.SIGTERM))
+		}
 	}
 	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest} {
 		if ns != nil {

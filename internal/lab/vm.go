@@ -25,23 +25,26 @@ const (
 	bootTimeout = 60 * time.Second
 )
 
-// channelPort is the name of an arm's virtio-serial port.
-func channelPort(arm Arm) string { return fmt.Sprintf("spillway.%d", arm.channelIndex()) }
+// channelPort is the name of a virtio-serial port of an arm.
+func channelPort(arm Arm, i int) string { return fmt.Sprintf("spillway.%s.%d", arm, i) }
 
 const controlPort = guestinit.ControlPort
 
 // vmConfig describes the VM.
 func (l *Lab) vmConfig() qemu.Config {
+	channels := []qemu.Channel{{Name: controlPort, SocketPath: filepath.Join(l.Dir, "control.sock"), Listen: true}}
+	for _, arm := range channelArms {
+		for i := range l.CPUs {
+			channels = append(channels, qemu.Channel{Name: channelPort(arm, i), SocketPath: l.channelSocket(arm, i)})
+		}
+	}
 	return qemu.Config{
-		Name:   namespaceName(l.Name, vmName),
-		RunDir: filepath.Join(l.Dir, vmName),
-		Taps:   []qemu.Tap{{IfName: guestLink, MAC: guestMAC, NetNS: l.Host.Path()}},
-		Shares: []qemu.Share9p{{Tag: shareName, Path: l.Files}},
-		Channels: []qemu.Channel{
-			{Name: channelPort(Offload), SocketPath: l.channelSocket(Offload)},
-			{Name: channelPort(Lease), SocketPath: l.channelSocket(Lease)},
-			{Name: controlPort, SocketPath: filepath.Join(l.Dir, "control.sock"), Listen: true},
-		},
+		Name:      namespaceName(l.Name, vmName),
+		RunDir:    filepath.Join(l.Dir, vmName),
+		Taps:      []qemu.Tap{{IfName: guestLink, MAC: guestMAC, NetNS: l.Host.Path()}},
+		Shares:    []qemu.Share9p{{Tag: shareName, Path: l.Files}},
+		Channels:  channels,
+		CPUs:      l.CPUs,
 		MemoryMiB: 512,
 		Detached:  l.Detached,
 	}
@@ -112,10 +115,13 @@ func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
 			Source: shareName, Target: guestMount, Type: "9p", Options: guestinit.Options9p, ReadOnly: true,
 		}},
 	}
+	if l.Congestion != "" {
+		spec.Sysctls = map[string]string{"net.ipv4.tcp_congestion_control": l.Congestion}
+	}
 	for _, arm := range []Arm{VM, Offload, Lease} {
 		spec.Commands = append(spec.Commands, guestinit.Command{
 			Name: string(arm),
-			Args: append([]string{"/init"}, l.serveArgs(arm, "virtio:"+channelPort(arm), guestMount)...),
+			Args: append([]string{"/init"}, l.serveArgs(arm, func(i int) string { return "virtio:" + channelPort(arm, i) }, guestMount)...),
 		})
 	}
 	return qemu.Initramfs{InitPath: l.Binary, Modules: modules, Spec: spec}.WriteFile(file)

@@ -69,19 +69,19 @@ func (h *Host) undo(cause error) error {
 	return cause
 }
 
-// Taken is the event of TAKEN: the guest has the connection. It calls pass with what the client has said meanwhile, which must send it as DATA and
-// END. Our socket is gone from the kernel's table then; the caller sends RELEASED and closes it, which is silent. After an error it closes
+// Taken is the event of TAKEN: the guest has the connection, and our socket leaves the kernel's table. It returns what the client has said meanwhile, and
+// whether it has closed its direction: the caller sends them as DATA and END, then RELEASED, and closes the socket, which is silent. After an error it closes
 // it and sends CLOSED: the client has reset the connection, or a byte of its was lost between the two sockets. Both ends reset the connection
 // then, as CLOSED may not arrive.
-func (h *Host) Taken(pass func(p []byte, end bool)) error {
+func (h *Host) Taken() (late []byte, end bool, err error) {
 	if h.phase != Returning {
-		return ErrPhase
+		return nil, false, ErrPhase
 	}
 	h.phase = Gone
-	if err := h.Socket.Seal(pass); err != nil {
-		return errors.Join(err, h.Socket.Abort())
+	if late, end, err = h.Socket.Seal(); err != nil {
+		return nil, false, errors.Join(err, h.Socket.Abort())
 	}
-	return h.Socket.Release()
+	return late, end, h.Socket.Release()
 }
 
 // Kept is the event of KEEP: the lease goes on, unless an error is returned.

@@ -78,8 +78,8 @@ func TestHostFailures(t *testing.T) {
 		}},
 		{"return in the middle", Leased, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, f.settle, f.send) }},
 		{"taken", Returning, func(h *Host, f *fake) error {
-			err := h.Taken(f.pass)
-			if err == nil && f.passed != "late" {
+			late, end, err := h.Taken()
+			if err == nil && (string(late) != "late" || !end) {
 				f.t.Error("what the client said meanwhile was not passed on")
 			}
 			return err
@@ -134,7 +134,7 @@ func TestHostOutOfTurn(t *testing.T) {
 	}{
 		{"Accept", []Phase{Local}, func(h *Host, f *fake) error { return h.Accept(&tcpstate.State{}, f.reply) }},
 		{"Return", []Phase{Leased}, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, nil, f.send) }},
-		{"Taken", []Phase{Returning}, func(h *Host, f *fake) error { return h.Taken(f.pass) }},
+		{"Taken", []Phase{Returning}, func(h *Host, f *fake) error { _, _, err := h.Taken(); return err }},
 		{"Kept", []Phase{Returning}, func(h *Host, _ *fake) error { return h.Kept() }},
 		{"Finish", []Phase{Leased, Returning}, func(h *Host, _ *fake) error { return h.Finish(false) }},
 		{"Finish with abort", []Phase{Leased, Returning}, func(h *Host, _ *fake) error { return h.Finish(true) }},

@@ -53,8 +53,8 @@ type HostSocket interface {
 	Halt() error
 	// Snapshot: live or halted → open, and fills all of the state but the addresses. What the client says from now on is acknowledged.
 	Snapshot(*tcpstate.State) error
-	// Seal: open → held. It calls pass with what the client has said since Snapshot, and tells whether its FIN came, too.
-	Seal(pass func(p []byte, end bool)) error
+	// Seal: open → held. It returns what the client has said since Snapshot, and whether its FIN came, too.
+	Seal() (late []byte, end bool, err error)
 }
 
 // Phase of a connection at one end.

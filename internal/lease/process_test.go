@@ -274,9 +274,13 @@ func (h *hostProcess) hear(f frame) {
 			h.closing = true
 		}
 	case wire.TypeTaken:
-		if err := h.end.Taken(h.late); err != nil {
+		late, _, err := h.end.Taken()
+		if err != nil {
 			h.gone()
 			return
+		}
+		if len(late) > 0 {
+			_ = h.say(frame{kind: wire.TypeData, at: h.socket.extracted, n: uint32(len(late))})
 		}
 		h.socket.close()
 		_ = h.say(frame{kind: wire.TypeReleased})
@@ -285,11 +289,6 @@ func (h *hostProcess) hear(f frame) {
 			h.gone()
 		}
 	}
-}
-
-// late passes on what the client has said while its connection changed hands.
-func (h *hostProcess) late(p []byte, _ bool) {
-	_ = h.say(frame{kind: wire.TypeData, at: h.socket.extracted, n: uint32(len(p))})
 }
 
 // lost is the news that the session is over.

@@ -135,14 +135,11 @@ func (s *kernelSocket) Snapshot(st *tcpstate.State) error {
 }
 
 // Seal is the host's.
-func (s *kernelSocket) Seal(pass func([]byte, bool)) error {
+func (s *kernelSocket) Seal() ([]byte, bool, error) {
 	if err := s.move("seal"); err != nil {
-		return err
+		return nil, false, err
 	}
-	if late := s.recvNext - s.extracted; late > 0 {
-		pass(make([]byte, late), false)
-	}
-	return nil
+	return make([]byte, s.recvNext-s.extracted), false, nil
 }
 
 // Restore is the host's.

@@ -9,8 +9,8 @@
 //
 //	table inet spillway {
 //	    chain prerouting {
-//	        type filter hook prerouting priority mangle; policy accept;
-//	        meta l4proto tcp socket transparent 1 meta mark set 0x53 accept
+//	        type filter hook prerouting priority dstnat + 10; policy accept;
+//	        meta l4proto tcp socket transparent 1 tproxy to :1 meta mark set 0x53 accept
 //	    }
 //	}
 //	ip    rule  add pref 83 fwmark 0x53 lookup 5383 protocol 83

@@ -10,6 +10,9 @@ import (
 var ErrInUse = errors.New("another process owns the redirect in this network namespace: " +
 	"stop it, or set another table, mark and route_table in [redirect]")
 
+// ErrRemoved says that the redirect was removed.
+var ErrRemoved = errors.New("the redirect was removed")
+
 // An Error is a failed operation on the redirect.
 type Error struct {
 	Op   string // what was done: "install", "remove", "remove stale", "check"

@@ -14,6 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// afterDNAT is the priority of our chain: behind the translation of destinations, so that a port which the host publishes for a VM (DNAT) is the VM's by then.
+func afterDNAT() *nftables.ChainPriority {
+	return nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10)
+}
+
 // tproxyPort is where the rule looks for a listener when the connection's socket has just gone: nobody listens there, and the packet goes on.
 const tproxyPort = 1
 
@@ -31,7 +36,7 @@ func nftChain(table *nftables.Table) *nftables.Chain {
 	return &nftables.Chain{
 		Name: chainName, Table: table, Type: nftables.ChainTypeFilter,
 		// Mangle: after conntrack (-200), before destination NAT (-100) and the routing decision, which reads the mark.
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle, Policy: &accept,
+		Hooknum: nftables.ChainHookPrerouting, Priority: afterDNAT(), Policy: &accept,
 	}
 }
 

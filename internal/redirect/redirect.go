@@ -18,6 +18,8 @@ type Redirect struct {
 	// IPv6Off is nil when both families are installed, else the reason why only IPv4 is.
 	IPv6Off error
 
+	paths paths
+
 	mu     sync.Mutex
 	kernel *kernel // nil once removed
 	lock   *lock

@@ -86,7 +86,7 @@ func TestRuleReadBack(t *testing.T) {
 		}
 		ch := chains[0]
 		if ch.Table.Name != "spillway" || ch.Table.Family != nftables.TableFamilyINet || ch.Name != "prerouting" ||
-			ch.Type != "filter" || *ch.Hooknum != 0 || *ch.Priority != -150 || *ch.Policy != nftables.ChainPolicyAccept {
+			ch.Type != "filter" || *ch.Hooknum != 0 || *ch.Priority != -90 || *ch.Policy != nftables.ChainPolicyAccept {
 			t.Errorf("chain is %+v in table %+v", ch, ch.Table)
 		}
 		rules, err := c.GetRules(ch.Table, ch)
@@ -177,7 +177,7 @@ func TestRuleInNftWords(t *testing.T) {
 		check(t, err)
 		const want = `table inet spillway {
 	chain prerouting {
-		type filter hook prerouting priority mangle; policy accept;
+		type filter hook prerouting priority dstnat + 10; policy accept;
 		meta l4proto tcp socket transparent 1 tproxy to :1 meta mark set 0x00000053 accept comment "spillway: deliver packets of leased connections"
 	}
 }

@@ -50,19 +50,22 @@ func Extract(fd int, st *tcpstate.State) error {
 // st.RecvSeq is set to it, and what is queued behind it counts as said later. The caller owns fd and neither reads nor writes it until Thaw,
 // or Seal and Park.
 //
+// A halted socket (Halter) may have more to send: st.SendSeq is the sequence number of the first byte that has not been on the wire, and the caller, who knows
+// what the bytes from there on are, has the new owner send them.
+//
 // It refuses with ErrNotEstablished, ErrUnacked or ErrWindowShrunk.
-func Snapshot(fd int, st *tcpstate.State, read uint32) error {
+func Snapshot(fd int, st *tcpstate.State, read uint32, halted bool) error {
 	c := calls{fd: fd}
 	i := c.info()
+	unsent := i.notSentBytes
+	if halted {
+		i.notSentBytes = 0
+	}
 	if err := c.enterRepair(&i); err != nil {
 		return &Error{Op: "snapshot", Left: LeftLive, Err: err}
 	}
 	c.readRepair(st, &i)
-	return snapshotWindow(&c, st, read)
-}
-
-// snapshotWindow ends a snapshot: the new owner gets what is queued behind read as said later.
-func snapshotWindow(c *calls, st *tcpstate.State, read uint32) error {
+	st.SendSeq -= unsent
 	st.RecvSeq = read
 	err := c.err()
 	w := &st.Window
@@ -82,34 +85,17 @@ func snapshotWindow(c *calls, st *tcpstate.State, read uint32) error {
 	return nil
 }
 
-// Hide takes the socket on fd out of the redirect's sight: what the peer says from now on reaches the new owner, which must have its own
-// socket by now. Segments that the redirect has let pass already still arrive. The caller owns fd.
-func Hide(fd int, st *tcpstate.State) error {
-	c := calls{fd: fd}
-	c.setTransparent(st.Local.Addr().Is6(), false)
-	if err := c.err(); err != nil {
-		return &Error{Op: "hide", Left: LeftRepair, Err: err}
-	}
-	return nil
-}
-
 // Seal ends what Snapshot began: it stops the input of fd, and returns how many bytes the peer has said since st was read, and whether
 // its FIN came behind them. PeekLate reads them. The peer's window in st becomes the one that it has told last. The connection is st with RecvSeq+late
-// from now on, whoever has it. A segment that is still on its way to
-// fd, after Hide, is dropped: the peer will send it again. ErrNotEstablished means that the peer has reset the connection.
-func (f *Freezer) Seal(fd int, st *tcpstate.State) (late int, fin bool, err error) {
+// from now on, whoever has it. What comes to fd afterwards is sent on: that is, Park is to follow at once. ErrNotEstablished means that the peer has
+// reset the connection.
+func (h *Holder) Seal(fd int, st *tcpstate.State) (late int, fin bool, err error) {
 	c := calls{fd: fd}
-	c.set(unix.SOL_SOCKET, unix.SO_ATTACH_BPF, f.fd)
+	c.set(unix.SOL_SOCKET, unix.SO_ATTACH_BPF, uint32(h.program.FD()))
 	i := c.info()
 	var w tcpstate.Window
 	c.window(&w)
 	st.Window.SetPeer(w.Peer())
-	if i.unackedSegs > 0 || i.notSentBytes > 0 { // it is halted
-		// With another queue selected the kernel would go on to send, if the peer had any room.
-		w.SndWnd = 0
-		c.setWindow(&w)
-	}
-	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
 	late = int(c.getTCP(unix.TCP_QUEUE_SEQ) - st.RecvSeq)
 	if err = c.err(); err == nil {
 		switch ConnState(i.state) {
@@ -156,16 +142,6 @@ func (c *calls) enterRepair(i *info) error {
 
 // readRepair reads what only repair mode tells, and i.
 func (c *calls) readRepair(st *tcpstate.State, i *info) {
-	c.readParameters(st, i)
-	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
-	st.SendSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
-	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // and stays so, for Confirm and Seal
-	st.RecvSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
-	c.window(&st.Window)
-}
-
-// readParameters is the part of readRepair that does not depend on the queues.
-func (c *calls) readParameters(st *tcpstate.State, i *info) {
 	st.Options = i.options & (tcpstate.OptTimestamps | tcpstate.OptSACK | tcpstate.OptWScale)
 	st.SendWScale, st.RecvWScale = i.wscale&0xf, i.wscale>>4
 	st.Cwnd, st.RTT = min(i.startWindow(), tcpstate.MaxCwnd), time.Duration(i.rttUs)*time.Microsecond
@@ -178,6 +154,11 @@ func (c *calls) readParameters(st *tcpstate.State, i *info) {
 	if st.Options&tcpstate.OptTimestamps != 0 {
 		st.Timestamp = nextTimestamp(c.getTCP(unix.TCP_TIMESTAMP), i.options&infoOptUsecTS != 0)
 	}
+	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
+	st.SendSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // and stays so, for Confirm and Seal
+	st.RecvSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
+	c.window(&st.Window)
 }
 
 // initialWindow is TCP_INIT_CWND (include/net/tcp.h; RFC 6928).

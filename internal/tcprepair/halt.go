@@ -1,67 +1,210 @@
 package tcprepair
 
 import (
-	"golang.org/x/sys/unix"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
 
-	"spillway/internal/tcpstate"
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
-// Halt makes the live socket on fd, which Restore has made, send nothing new, however much waits in its send queue: the first step of giving a connection
-// back in the middle of a transfer. It goes on to receive, to acknowledge and to retransmit; Progress tells when the peer has
-// acknowledged all that has been on the wire, and SnapshotHalted reads the connection's state at this point. Thaw undoes it, but what the
-// kernel took for sent meanwhile leaves only after a retransmission timer. The caller owns fd.
+// Halter makes sockets send nothing new, however much waits in their send queues: the first step of giving a connection back in the middle of a transfer.
+// An egress program in this process's cgroup drops what lies beyond a sequence number of the socket, so that the kernel keeps it in the send queue
+// (tcp_write_xmit, net/ipv4/tcp_output.c), and lets acknowledgements and retransmissions pass. It is attached as long as a socket is halted,
+// and costs nothing at other times. Its methods may be called by several goroutines at once, except Close; a nil *Halter cannot halt.
+type Halter struct {
+	limits  *ebpf.Map // socket → limit and a mark that there is one, a BPF_MAP_TYPE_SK_STORAGE
+	program *ebpf.Program
+	cgroup  string
+
+	mu       sync.Mutex
+	halted   int
+	attached link.Link // while halted is not 0
+}
+
+// Of struct __sk_buff (include/uapi/linux/bpf.h).
+const (
+	skBuffLen = 0   // offset of len
+	skBuffSk  = 168 // offset of sk
+)
+
+// limited marks a value of Halter.limits as one that counts; the limit is in its lower half.
+const limited = 1 << 32
+
+// NewHalter loads the program. It needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN, and a cgroup2 file system. The caller closes the Halter.
+func NewHalter() (_ *Halter, err error) {
+	h := &Halter{}
+	defer func() {
+		if err != nil {
+			h.Close()
+			err = fmt.Errorf("tcprepair: halt: %w", err)
+		}
+	}()
+	if h.cgroup, err = ownCgroup(); err != nil {
+		return nil, err
+	}
+	h.limits, err = ebpf.NewMap(&ebpf.MapSpec{
+		Name: "spillway_limit", Type: ebpf.SkStorage, KeySize: 4, ValueSize: 8, Flags: skStorageNoPrealloc,
+		Key:   &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
+		Value: &btf.Int{Name: "unsigned long long", Size: 8, Encoding: btf.Unsigned},
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "spillway_halt", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, License: "Apache-2.0",
+		Instructions: haltProgram(h.limits.FD()),
+	})
+	return h, err
+}
+
+// haltProgram is:
 //
-// In repair mode with the send queue selected, tcp_write_xmit (net/ipv4/tcp_output.c) goes through the motions of sending without a segment. The
-// retransmission timer knows nothing of that: once it has run out, what only seemed to be sent is sent. A halt is a matter of a round trip.
-func Halt(fd int) error {
-	c := calls{fd: fd}
-	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
-	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
-	if err := c.err(); err != nil {
-		return &Error{Op: "halt", Left: LeftRepair, Err: err}
+//	struct bpf_sock *sk = ctx->sk ? bpf_sk_fullsock(ctx->sk) : NULL;
+//	u64 *limit = sk ? bpf_sk_storage_get(&map, sk, 0, 0) : NULL;
+//	if (!limit || !(*limit >> 32))
+//		return 1;
+//	… the TCP header behind the IPv4 or IPv6 header …
+//	return payload == 0 || (s32)(sequence + payload - (u32)*limit) <= 0;
+func haltProgram(limits int) asm.Instructions {
+	// bpf_skb_load_bytes(ctx, r2, fp+to, size)
+	load := func(to, size int32) asm.Instructions {
+		return asm.Instructions{
+			asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, to), asm.Mov.Imm(asm.R4, size),
+			asm.FnSkbLoadBytes.Call(), asm.JNE.Imm(asm.R0, 0, "pass"),
+		}
+	}
+	const sequence, byteRead = -8, -16 // on the stack
+	return slices.Concat(
+		asm.Instructions{
+			asm.Mov.Reg(asm.R6, asm.R1),
+			asm.LoadMem(asm.R1, asm.R6, skBuffSk, asm.DWord),
+			asm.JEq.Imm(asm.R1, 0, "pass"),
+			asm.FnSkFullsock.Call(),
+			asm.JEq.Imm(asm.R0, 0, "pass"),
+			asm.LoadMapPtr(asm.R1, limits),
+			asm.Mov.Reg(asm.R2, asm.R0),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.Mov.Imm(asm.R4, 0),
+			asm.FnSkStorageGet.Call(),
+			asm.JEq.Imm(asm.R0, 0, "pass"),
+			asm.LoadMem(asm.R7, asm.R0, 0, asm.DWord),
+			asm.Mov.Reg(asm.R2, asm.R7),
+			asm.RSh.Imm(asm.R2, 32),
+			asm.JEq.Imm(asm.R2, 0, "pass"),
+			asm.Mov.Imm(asm.R2, 0),
+		},
+		load(byteRead, 1),
+		asm.Instructions{ // r8: the length of the IP header
+			asm.LoadMem(asm.R8, asm.RFP, byteRead, asm.Byte),
+			asm.Mov.Reg(asm.R2, asm.R8),
+			asm.RSh.Imm(asm.R2, 4),
+			asm.JNE.Imm(asm.R2, 4, "ipv6"),
+			asm.And.Imm(asm.R8, 0xf),
+			asm.LSh.Imm(asm.R8, 2),
+			asm.Ja.Label("tcp"),
+			asm.Mov.Imm(asm.R8, ipv6HeaderSize).WithSymbol("ipv6"),
+			asm.Mov.Reg(asm.R2, asm.R8).WithSymbol("tcp"),
+			asm.Add.Imm(asm.R2, tcpSequencePos),
+		},
+		load(sequence, 4),
+		asm.Instructions{asm.Mov.Reg(asm.R2, asm.R8), asm.Add.Imm(asm.R2, tcpOffsetPos)},
+		load(byteRead, 1),
+		asm.Instructions{
+			asm.LoadMem(asm.R2, asm.RFP, byteRead, asm.Byte),
+			asm.RSh.Imm(asm.R2, 4),
+			asm.LSh.Imm(asm.R2, 2), // the length of the TCP header
+			asm.LoadMem(asm.R3, asm.R6, skBuffLen, asm.Word),
+			asm.Sub.Reg(asm.R3, asm.R8),
+			asm.Sub.Reg(asm.R3, asm.R2), // the payload's
+			asm.JEq.Imm(asm.R3, 0, "pass"),
+			asm.LoadMem(asm.R2, asm.RFP, sequence, asm.Word),
+			asm.HostTo(asm.BE, asm.R2, asm.Word),
+			asm.Add.Reg(asm.R2, asm.R3),
+			asm.Sub.Reg(asm.R2, asm.R7),
+			asm.LSh.Imm(asm.R2, 32), // the 32 bits that count, with their sign
+			asm.Mov.Imm(asm.R0, 0),
+			asm.JSGT.Imm(asm.R2, 0, "out"),
+			asm.Mov.Imm(asm.R0, 1).WithSymbol("pass"),
+			asm.Return().WithSymbol("out"),
+		},
+	)
+}
+
+// Halt makes the socket on fd, live or in repair mode, send nothing new until Resume. written is the sequence number behind the last byte in its send queue, as
+// TCP_QUEUE_SEQ would tell. The caller owns fd, and writes nothing to it meanwhile. Unsent tells how much of the queue has not been on the wire.
+func (h *Halter) Halt(fd int, written uint32) error {
+	if h == nil {
+		return &Error{Op: "halt", Left: LeftLive, Err: errors.ErrUnsupported}
+	}
+	if err := h.attach(); err != nil {
+		return &Error{Op: "halt", Left: LeftLive, Err: err}
+	}
+	// Twice: what has left since the first reading must not be dropped when it is retransmitted. After the first time, nothing new leaves.
+	for range 2 {
+		unsent, err := UnsentBytes(fd)
+		if err == nil {
+			err = h.limits.Put(int32(fd), limited|uint64(written-uint32(unsent)))
+		}
+		if err != nil {
+			h.Resume(fd)
+			return &Error{Op: "halt", Left: LeftLive, Err: err}
+		}
 	}
 	return nil
 }
 
-// Progress is how far a socket has come since Restore made it, in bytes of the stream that it sends.
-type Progress struct {
-	Sent  uint64 // have been on the wire
-	Acked uint64 // were acknowledged
-}
-
-// ProgressOf tells how far the socket on fd has come. It changes nothing.
-func ProgressOf(fd int) (Progress, error) {
+// Resume undoes Halt, of which it must be the only one, and sends what has waited. The caller owns fd.
+func (h *Halter) Resume(fd int) {
+	_ = h.limits.Delete(int32(fd)) // a closed socket has none
+	h.detach()
 	c := calls{fd: fd}
-	i := c.info()
-	return i.progress(), inspectError(&c)
+	c.setTCP(unix.TCP_NODELAY, 1) // pushes (tcp_sock_set_nodelay, net/ipv4/tcp.c)
 }
 
-// progress goes by the counters of what was transmitted: snd_nxt counts what a halted socket only seems to send.
-func (i *info) progress() Progress {
-	return Progress{Sent: i.bytesSent - i.bytesRetrans, Acked: i.bytesAcked}
+// attach attaches the program unless it is.
+func (h *Halter) attach() (err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.halted == 0 {
+		h.attached, err = link.AttachCgroup(link.CgroupOptions{Path: h.cgroup, Attach: ebpf.AttachCGroupInetEgress, Program: h.program})
+		if err != nil {
+			return err
+		}
+	}
+	h.halted++
+	return nil
 }
 
-// SnapshotHalted is Snapshot for a halted socket, whose send queue need not be empty: st.SendSeq becomes the sequence number of the first byte that has not been
-// on the wire, and the caller, who knows what the bytes from there on are, has the new owner send them. start is the send sequence number that Restore was
-// given. It refuses with ErrNotEstablished, ErrUnacked (what has been on the wire is not acknowledged yet) or ErrWindowShrunk.
-func SnapshotHalted(fd int, st *tcpstate.State, read, start uint32) error {
-	c := calls{fd: fd}
-	i := c.info()
-	p := i.progress()
-	var refusal error
-	switch {
-	case c.errno != 0:
-		refusal = c.err()
-	case ConnState(i.state) != Established:
-		refusal = &StateError{State: ConnState(i.state)}
-	case p.Acked != p.Sent:
-		refusal = ErrUnacked
+// detach takes the program away when nobody needs it any more.
+func (h *Halter) detach() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.halted--; h.halted == 0 {
+		_ = h.attached.Close()
+		h.attached = nil
 	}
-	if refusal != nil {
-		return &Error{Op: "snapshot", Left: LeftRepair, Err: refusal}
+}
+
+// Close releases the program.
+func (h *Halter) Close() error {
+	if h == nil {
+		return nil
 	}
-	c.readParameters(st, &i) // the send queue must stay selected
-	c.window(&st.Window)
-	st.SendSeq = start + uint32(p.Sent)
-	return snapshotWindow(&c, st, read)
+	var errs []error
+	if h.attached != nil {
+		errs = append(errs, h.attached.Close())
+	}
+	if h.program != nil {
+		errs = append(errs, h.program.Close())
+	}
+	if h.limits != nil {
+		errs = append(errs, h.limits.Close())
+	}
+	return errors.Join(errs...)
 }

@@ -2,6 +2,8 @@ package tcprepair
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"testing"
@@ -19,62 +21,58 @@ func TestHalt(t *testing.T) {
 		t.Run(l.name, func(t *testing.T) {
 			r := newRig(t, l)
 			r.net.CheckNoResets(t)
+			h := newHalter(t)
 			for range haltRounds {
-				r.haltOnce(t)
+				r.haltOnce(t, h)
 			}
 		})
 	}
 }
 
-func (r *rig) haltOnce(t *testing.T) {
+func newHalter(t *testing.T) *Halter {
 	t.Helper()
-	stream := make([]byte, 24<<20)
-	for i := 0; i < len(stream); i += 8 {
-		for j, v := 0, rand.Uint64(); j < 8; j++ {
-			stream[i+j] = byte(v >> (8 * j))
-		}
-	}
+	h, err := NewHalter()
+	must(t, err)
+	t.Cleanup(func() { must(t, h.Close()) })
+	return h
+}
+
+// noise is a stream of random bytes.
+func noise(size int) []byte {
+	var seed [32]byte
+	binary.NativeEndian.PutUint64(seed[:], rand.Uint64())
+	p := make([]byte, size)
+	_, _ = rand.NewChaCha8(seed).Read(p) // it never fails
+	return p
+}
+
+func (r *rig) haltOnce(t *testing.T, h *Halter) {
+	t.Helper()
+	stream := noise(24 << 20)
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
-	start := st.SendSeq
-
-	must(t, r.client.SetReadDeadline(time.Now().Add(patience)))
-	got := make(chan []byte, 1)
-	go func() {
-		p := make([]byte, len(stream))
-		n, err := io.ReadFull(r.client, p)
-		if err != nil {
-			t.Errorf("the client has %d of %d bytes: %v", n, len(stream), err)
-		}
-		got <- p[:n]
-	}()
+	start, ka := st.SendSeq, st.KeepAlive
+	got := r.clientGets(t, len(stream))
 	must(t, host.SetWriteDeadline(time.Now().Add(time.Duration(rand.IntN(4000))*time.Microsecond)))
 	queued, _ := host.Write(stream) // until the deadline, most likely
 
-	must(t, Halt(host.fd))
-	eventually(t, "what was on the wire is acknowledged", func() bool {
-		p, err := ProgressOf(host.fd)
-		return err == nil && p.Sent == p.Acked
-	})
-	ka := st.KeepAlive
-	must(t, SnapshotHalted(host.fd, &st, st.RecvSeq, start))
+	must(t, h.Halt(host.fd, start+uint32(queued)))
+	r.settle(t, host)
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, true))
 	sent := int(st.SendSeq - start)
-	if sent > queued {
-		t.Fatalf("%d bytes of %d that were written have been on the wire", sent, queued)
-	}
 	control(t, r.guest, Park)
 	control(t, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, ka) })
-	must(t, Hide(host.fd, &st))
-	late, _, err := r.freezer.Seal(host.fd, &st)
+	late, _, err := r.holder.Seal(host.fd, &st)
 	if err != nil || late != 0 {
 		t.Fatalf("Seal tells of %d bytes, %v", late, err)
 	}
 	must(t, Park(host.fd))
+	h.Resume(host.fd)
 	must(t, host.Close())
 
 	must(t, r.guest.SetWriteDeadline(time.Now().Add(patience)))
-	if _, err := r.guest.Write(stream[sent:]); err != nil {
-		t.Fatal(err)
+	if n, err := r.guest.Write(stream[sent:]); err != nil {
+		t.Fatalf("%d bytes were written on the host, %d sent there, the guest wrote %d: %v", queued, sent, n, err)
 	}
 	if p := <-got; !bytes.Equal(p, stream) {
 		t.Fatalf("the client's stream is wrong; %d bytes were written on the host, %d sent there", queued, sent)
@@ -82,23 +80,84 @@ func (r *rig) haltOnce(t *testing.T) {
 	t.Logf("%d bytes were written on the host, %d sent there", queued, sent)
 }
 
-// TestHaltUndone: a connection that was not taken back goes on, and nothing of its send queue is lost.
+// clientGets reads n bytes at the client.
+func (r *rig) clientGets(t *testing.T, n int) <-chan []byte {
+	t.Helper()
+	must(t, r.client.SetReadDeadline(time.Now().Add(patience)))
+	got := make(chan []byte, 1)
+	go func() {
+		p := make([]byte, n)
+		n, err := io.ReadFull(r.client, p)
+		if err != nil {
+			t.Errorf("the client has %d of %d bytes: %v", n, len(p), err)
+		}
+		got <- p[:n]
+	}()
+	return got
+}
+
+// settle waits until nothing is under way.
+func (r *rig) settle(t *testing.T, host leased) {
+	t.Helper()
+	eventually(t, "what was on the wire is acknowledged", func() bool {
+		unacked, err1 := UnackedBytes(host.fd)
+		unsent, err2 := UnsentBytes(host.fd)
+		return err1 == nil && err2 == nil && unacked == unsent
+	})
+}
+
+// TestHaltUndone: a connection that was not taken back goes on, and nothing of its send queue is lost. The program goes with the last halted socket.
 func TestHaltUndone(t *testing.T) {
 	r := newRig(t, lanes()[0])
 	r.net.CheckNoResets(t)
+	h := newHalter(t)
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
-	stream := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
-	must(t, host.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
+	stream := noise(8 << 20)
+	got := r.clientGets(t, len(stream))
+	written := 0
+	for range 5 {
+		must(t, host.SetWriteDeadline(time.Now().Add(time.Duration(rand.IntN(2000))*time.Microsecond)))
+		n, _ := host.Write(stream[written:])
+		written += n
+		must(t, h.Halt(host.fd, st.SendSeq+uint32(written)))
+		r.settle(t, host)
+		again := st
+		must(t, Snapshot(host.fd, &again, st.RecvSeq, true))
+		must(t, Thaw(host.fd, st.KeepAlive))
+		h.Resume(host.fd)
+		if h.attached != nil {
+			t.Error("the program is still attached")
+		}
+	}
+	must(t, host.SetWriteDeadline(time.Now().Add(patience)))
+	if _, err := host.Write(stream[written:]); err != nil {
+		t.Fatal(err)
+	}
+	if p := <-got; !bytes.Equal(p, stream) {
+		t.Fatal("the client's stream is wrong")
+	}
+}
+
+// TestHaltLasts: however long it takes, no timer makes a halted socket send, and what it has sent is still acknowledged and sent again where it was lost.
+func TestHaltLasts(t *testing.T) {
+	r := newRig(t, lanes()[0])
+	h := newHalter(t)
+	st := r.extractGuest(t)
+	host := r.restoreOnHost(t, &st)
+	must(t, host.SetWriteDeadline(time.Now().Add(time.Millisecond)))
+	stream := noise(8 << 20)
 	queued, _ := host.Write(stream)
-	must(t, Halt(host.fd))
-	must(t, Thaw(host.fd, st.KeepAlive))
-	must(t, host.SetWriteDeadline(time.Time{}))
-	go func() { _, _ = host.Write(stream[queued:]) }()
-	must(t, r.client.SetReadDeadline(time.Now().Add(patience)))
-	got := make([]byte, len(stream))
-	if n, err := io.ReadFull(r.client, got); err != nil || !bytes.Equal(got, stream) {
-		t.Fatalf("the client has %d of %d bytes, equal %v: %v", n, len(stream), bytes.Equal(got, stream), err)
+	must(t, h.Halt(host.fd, st.SendSeq+uint32(queued)))
+	unsent, err := UnsentBytes(host.fd)
+	must(t, err)
+	time.Sleep(1500 * time.Millisecond) // several timers of loss probe, retransmission and window probe
+	if now, err := UnsentBytes(host.fd); err != nil || now != unsent {
+		t.Errorf("%d bytes were unsent, now it is %d, %v", unsent, now, err)
+	}
+	h.Resume(host.fd)
+	if p := <-r.clientGets(t, queued); !bytes.Equal(p, stream[:queued]) {
+		t.Error("the client's stream is wrong")
 	}
 }
 
@@ -111,7 +170,14 @@ func TestSnapshotHaltedRefuses(t *testing.T) {
 	if _, err := host.Write([]byte("unacknowledged")); err != nil {
 		t.Fatal(err)
 	}
-	must(t, Halt(host.fd))
+	h := newHalter(t)
+	must(t, h.Halt(host.fd, st.SendSeq+uint32(len("unacknowledged"))))
 	var again tcpstate.State
-	wantError(t, SnapshotHalted(host.fd, &again, st.RecvSeq, st.SendSeq), ErrUnacked, LeftRepair)
+	wantError(t, Snapshot(host.fd, &again, st.RecvSeq, true), ErrUnacked, LeftLive)
+	h.Resume(host.fd)
+
+	var none *Halter
+	if err := none.Halt(host.fd, 0); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("no Halter: %v", err)
+	}
 }

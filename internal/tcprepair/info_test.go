@@ -17,10 +17,7 @@ func TestInfoLayout(t *testing.T) {
 		"tcpi_last_data_sent": {unsafe.Offsetof(i.sinceDataMs), unsafe.Offsetof(k.Last_data_sent)},
 		"tcpi_rtt":            {unsafe.Offsetof(i.rttUs), unsafe.Offsetof(k.Rtt)},
 		"tcpi_snd_cwnd":       {unsafe.Offsetof(i.sndCwnd), unsafe.Offsetof(k.Snd_cwnd)},
-		"tcpi_bytes_acked":    {unsafe.Offsetof(i.bytesAcked), unsafe.Offsetof(k.Bytes_acked)},
 		"tcpi_notsent_bytes":  {unsafe.Offsetof(i.notSentBytes), unsafe.Offsetof(k.Notsent_bytes)},
-		"tcpi_bytes_sent":     {unsafe.Offsetof(i.bytesSent), unsafe.Offsetof(k.Bytes_sent)},
-		"tcpi_bytes_retrans":  {unsafe.Offsetof(i.bytesRetrans), unsafe.Offsetof(k.Bytes_retrans)},
 	} {
 		if offsets[0] != offsets[1] {
 			t.Errorf("%s at offset %d, want %d", name, offsets[0], offsets[1])

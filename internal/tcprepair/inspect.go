@@ -44,6 +44,16 @@ func UnackedBytes(fd int) (int, error) {
 	return n, inspectError(&c)
 }
 
+// UnsentBytes returns how many bytes were written to fd and have not been on the wire yet (SIOCOUTQNSD). It changes nothing.
+func UnsentBytes(fd int) (int, error) {
+	c := calls{fd: fd}
+	n := c.ioctl(siocOutqNSD, "ioctl SIOCOUTQNSD")
+	return n, inspectError(&c)
+}
+
+// siocOutqNSD is SIOCOUTQNSD (include/uapi/linux/sockios.h).
+const siocOutqNSD = 0x894B
+
 // UnreadBytes returns how many bytes wait in order in the receive queue of fd (SIOCINQ). It changes nothing.
 func UnreadBytes(fd int) (int, error) {
 	c := calls{fd: fd}

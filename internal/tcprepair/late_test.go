@@ -123,14 +123,14 @@ func TestLateReset(t *testing.T) {
 	r := newRig(t, lanes()[0])
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
-	must(t, Snapshot(host.fd, &st, st.RecvSeq))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, false))
 	must(t, r.client.SetLinger(0))
 	must(t, r.client.Close())
 	eventually(t, "the host's socket has the RST", func() bool {
 		state, err := TCPState(host.fd)
 		return err == nil && state == Closed
 	})
-	_, _, err := r.freezer.Seal(host.fd, &st)
+	_, _, err := r.holder.Seal(host.fd, &st)
 	var state *StateError
 	if !errors.As(err, &state) || state.State != Closed {
 		t.Errorf("Seal says %v", err)
@@ -144,7 +144,7 @@ func TestSnapshotUndone(t *testing.T) {
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
 	ka := st.KeepAlive
-	must(t, Snapshot(host.fd, &st, st.RecvSeq))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, false))
 	r.say(t, host.fd, []byte("meanwhile"), 0)
 	must(t, Thaw(host.fd, ka))
 	got := make([]byte, len("meanwhile"))
@@ -164,7 +164,7 @@ func TestSnapshotRefuses(t *testing.T) {
 	if _, err := host.Write([]byte("unacknowledged")); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, Snapshot(host.fd, &st, st.RecvSeq), ErrUnacked, LeftLive)
+	wantError(t, Snapshot(host.fd, &st, st.RecvSeq, false), ErrUnacked, LeftLive)
 }
 
 // TestLateUpload: a client that sends on and on, until the host's receive buffer is full, while its connection is given back. What it was told of the
@@ -292,7 +292,7 @@ func TestTakeInFails(t *testing.T) {
 	if err := PeekLate(-1, make([]byte, 1)); !errors.Is(err, unix.EBADF) {
 		t.Errorf("PeekLate says %v, want EBADF", err)
 	}
-	if _, _, err := r.freezer.Seal(-1, &tcpstate.State{}); !errors.Is(err, unix.EBADF) {
+	if _, _, err := r.holder.Seal(-1, &tcpstate.State{}); !errors.Is(err, unix.EBADF) {
 		t.Errorf("Seal says %v, want EBADF", err)
 	}
 }

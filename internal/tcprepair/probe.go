@@ -39,7 +39,9 @@ func Probe(st *tcpstate.State) error {
 	if st.Local.Addr().Is6() {
 		family = unix.AF_INET6
 	} else {
-		be.PutUint16(segment[probeChecksumPos:], checksum4(st, segment))
+		local, remote := st.Local.Addr().As4(), st.Remote.Addr().As4()
+		pseudo := append(append(local[:], remote[:]...), 0, tcpProtocol, 0, byte(len(segment)))
+		be.PutUint16(segment[probeChecksumPos:], checksum(pseudo, segment))
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
 	if err != nil {
@@ -70,21 +72,4 @@ func rawAddress(st *tcpstate.State, remote bool) unix.Sockaddr {
 		return &unix.SockaddrInet4{Addr: a.As4()}
 	}
 	return &unix.SockaddrInet6{Addr: a.As16()}
-}
-
-// checksum4 is the checksum of a segment over IPv4, with its pseudo-header (RFC 9293, section 3.1; RFC 1071).
-func checksum4(st *tcpstate.State, segment []byte) uint16 {
-	local, remote := st.Local.Addr().As4(), st.Remote.Addr().As4()
-	pseudo := append(append([]byte{}, local[:]...), remote[:]...)
-	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, 0, byte(len(segment)))
-	var sum uint32
-	for _, part := range [][]byte{pseudo, segment} { // both of even length
-		for i := 0; i < len(part); i += 2 {
-			sum += uint32(binary.BigEndian.Uint16(part[i:]))
-		}
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }

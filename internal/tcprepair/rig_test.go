@@ -46,6 +46,7 @@ func lanes() []lane {
 type rig struct {
 	net           *testkit.Network
 	freezer       *Freezer
+	holder        *Holder
 	listener      *net.TCPListener
 	client, guest *net.TCPConn
 	family        int
@@ -60,6 +61,8 @@ func newRig(tb testing.TB, l lane) *rig {
 	testkit.CheckFDs(tb)
 	r := &rig{net: testkit.Triple(tb, redirect), family: l.family}
 	r.freezer = newFreezer(tb)
+	r.net.Host.Must(tb, func() (err error) { r.holder, err = NewHolder(r.mayGo); return err })
+	tb.Cleanup(func() { r.holder.Close() })
 	r.listener = r.net.Guest.Listen(tb, l.network, net.JoinHostPort(l.listen, "0"))
 	_, port, err := net.SplitHostPort(r.listener.Addr().String())
 	must(tb, err)
@@ -68,6 +71,9 @@ func newRig(tb testing.TB, l lane) *rig {
 	r.local, r.remote = unmapped(tb, r.guest.LocalAddr()), unmapped(tb, r.guest.RemoteAddr())
 	return r
 }
+
+// mayGo holds what is held back from the wrong connection.
+func (r *rig) mayGo(local, remote netip.AddrPort) bool { return local == r.local && remote == r.remote }
 
 func newFreezer(tb testing.TB) *Freezer {
 	tb.Helper()
@@ -186,18 +192,17 @@ func (r *rig) restoreOnHost(tb testing.TB, st *tcpstate.State) leased {
 func (r *rig) handBack(tb testing.TB, host leased, st tcpstate.State, read int, meanwhile func()) tcpstate.State {
 	tb.Helper()
 	drain(tb, host.fd)
-	must(tb, Snapshot(host.fd, &st, st.RecvSeq+uint32(read)))
+	must(tb, Snapshot(host.fd, &st, st.RecvSeq+uint32(read), false))
 	control(tb, r.guest, Park)
 	control(tb, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, st.KeepAlive) })
 	was := st.Window.Peer()
 	meanwhile()
-	must(tb, Hide(host.fd, &st))
-	late, fin, err := r.freezer.Seal(host.fd, &st)
+	late, fin, err := r.holder.Seal(host.fd, &st)
 	must(tb, err)
 	p := make([]byte, late)
 	must(tb, PeekLate(host.fd, p))
-	must(tb, Confirm(host.fd, &tcpstate.State{RecvSeq: st.RecvSeq + uint32(late+int(truth(fin)))}))
 	must(tb, Park(host.fd))
+	must(tb, Confirm(host.fd, &tcpstate.State{RecvSeq: st.RecvSeq + uint32(late+int(truth(fin)))}))
 	must(tb, host.Close())
 	r.late, r.fin = p, fin
 	if r.beyond != nil {

@@ -26,7 +26,7 @@ type repairOption struct {
 	value uint32
 }
 
-// info is the head of struct tcp_info (include/uapi/linux/tcp.h), in the length it has had since Linux 4.19.
+// info is the head of struct tcp_info (include/uapi/linux/tcp.h), in the length it has had since Linux 4.6.
 type info struct {
 	state        uint8
 	_            [4]uint8
@@ -42,13 +42,8 @@ type info struct {
 	rttUs        uint32 // tcpi_rtt, offset 68
 	_            [2]uint32
 	sndCwnd      uint32 // tcpi_snd_cwnd, offset 80, segments
-	_            [9]uint32
-	bytesAcked   uint64 // tcpi_bytes_acked, offset 120
-	_            [4]uint32
+	_            [15]uint32
 	notSentBytes uint32 // tcpi_notsent_bytes, offset 144
-	_            [13]uint32
-	bytesSent    uint64 // tcpi_bytes_sent, offset 200: payload, retransmissions included
-	bytesRetrans uint64 // tcpi_bytes_retrans, offset 208
 }
 
 // calls runs system calls on one socket and remembers the first that failed; those after it are not made. It lets a sequence

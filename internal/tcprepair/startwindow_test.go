@@ -30,8 +30,7 @@ func TestStartWindow(t *testing.T) {
 				if got := window(fd); got != want {
 					t.Errorf("the host's socket begins with %d segments, want %d", got, want)
 				}
-				must(t, Halt(fd))
-				must(t, SnapshotHalted(fd, &st, st.RecvSeq, st.SendSeq))
+				must(t, Snapshot(fd, &st, st.RecvSeq, false))
 				control(t, r.guest, Park)
 				control(t, r.guest, func(fd int) error {
 					if want != 10 {

@@ -350,7 +350,7 @@ func TestNames(t *testing.T) {
 		{Type(7).String(), "type 7"},
 		{ReasonOK.String(), "ok"},
 		{ReasonSession.Error(), "session"},
-		{reasonLimit.String(), "reason-25"},
+		{reasonLimit.String(), "reason-26"},
 		{Reason(math.MaxUint16).String(), "reason-65535"},
 	} {
 		if c.got != c.want {
@@ -362,7 +362,7 @@ func TestNames(t *testing.T) {
 		t.Errorf("a Reason as an error is %v, %t", r, ok)
 	}
 	all := Reasons()
-	if len(all) != int(reasonLimit)-1 || all[0] != ReasonOff || all[len(all)-1] != ReasonSession {
+	if len(all) != int(reasonLimit)-1 || all[0] != ReasonOff || all[len(all)-1] != ReasonPath {
 		t.Errorf("Reasons gives %v", all)
 	}
 }

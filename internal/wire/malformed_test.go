@@ -101,7 +101,7 @@ func malformedFiles() []malformed {
 		{name: "path length lies", msg: Stat{Share: "s", Path: "p"}, change: put(2, 0, 4), want: "1023 bytes missing"},
 		{name: "path length lies short", msg: Stat{Share: "s", Path: "pq"}, change: put(2, 1, 0), want: "1 bytes too many"},
 
-		{name: "ATTR with unknown reason", msg: Attr{Reason: reasonLimit}, want: "unknown reason 25"},
+		{name: "ATTR with unknown reason", msg: Attr{Reason: reasonLimit}, want: "unknown reason 26"},
 		{name: "ATTR with negative size", msg: Attr{Size: -1}, want: "size -1"},
 		{name: "ATTR with reason and size", msg: Attr{Reason: ReasonNotFound, Size: 1}, want: "attributes"},
 		{name: "ATTR with reason and mtime", msg: Attr{Reason: ReasonNotFound, MTime: -1}, want: "attributes"},
@@ -179,7 +179,7 @@ func malformedLeases() []malformed {
 		{name: "RELEASED with more than its maximum window", msg: Released{Window: tcpstate.PeerWindow{SndWnd: 2, MaxWindow: 1}}, want: "window 2 exceeds"},
 		{name: "HANDBACK with sent below -1", msg: Handback{State: stateIPv4(), Sent: -2}, want: "-2 bytes sent"},
 		{name: "HANDBACK with too much said", msg: Handback{State: stateIPv4(), Said: make([]byte, MaxSaid+1)}, want: "32769 bytes of the client's"},
-		{name: "SEND header too long", msg: Send{File: file, Header: make([]byte, MaxSendHeader+1)}, want: "32769 header bytes"},
+		{name: "SEND header too long", msg: Send{File: file, Header: make([]byte, MaxSendHeader+1)}, want: "16385 header bytes"},
 
 		{name: "SENT with unknown reason", msg: Sent{Reason: reasonLimit}, want: "unknown reason"},
 		{name: "SENT with first reserved byte", msg: Sent{}, change: put(2, 1), want: "reserved"},
@@ -188,7 +188,7 @@ func malformedLeases() []malformed {
 	}
 	for _, typ := range []Type{TypeRefused, TypeClosed, TypeKeep} {
 		all = append(all,
-			malformed{name: typ.String() + " with unknown reason", aTypeOf: typ, change: become(byte(reasonLimit), 0), want: "unknown reason 25"},
+			malformed{name: typ.String() + " with unknown reason", aTypeOf: typ, change: become(byte(reasonLimit), 0), want: "unknown reason 26"},
 			malformed{name: typ.String() + " with high reason", aTypeOf: typ, change: become(0, 1), want: "unknown reason 256"},
 		)
 	}

@@ -19,7 +19,7 @@ const (
 	MaxPayload     = 64 << 10
 	MaxData        = MaxPayload
 	MaxRead        = MaxPayload - 8
-	MaxSendHeader  = 32 << 10
+	MaxSendHeader  = 16 << 10
 	MaxSaid        = 32 << 10
 	MaxShare       = 64
 	MaxPath        = 1024
@@ -191,13 +191,14 @@ const (
 	ReasonInvalid
 	ReasonClosed
 	ReasonSession
+	ReasonPath
 	reasonLimit
 )
 
 var reasonNames = [reasonLimit]string{
 	"ok", "off", "small", "not-host-file", "mptcp", "not-established", "unread-input", "unacked", "window", "host-away", "draining", "limit",
 	"address", "share-unknown", "not-found", "forbidden", "not-regular", "changed", "truncated", "client-gone", "client-stalled", "kernel",
-	"invalid", "closed", "session",
+	"invalid", "closed", "session", "path",
 }
 
 // String is the reason's name in metrics, logs and JSON.
