@@ -80,13 +80,12 @@ func (a *Agent) Close() error {
 
 // Serve runs sessions over conn until it fails or ctx is done. One call at a time for each channel; channel.Keep calls it again on the next connection.
 func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
-	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: a.ended}, a.begin)
-}
-
-func (a *Agent) ended(err error) {
-	if !errors.Is(err, context.Canceled) {
-		a.log.Warn("session with the host ended", "error", err)
+	ended := func(err error) {
+		if ctx.Err() == nil { // else we have ended it, and err is only how it was interrupted
+			a.log.Warn("session with the host ended", "error", err)
+		}
 	}
+	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: ended}, a.begin)
 }
 
 // Stats returns the live counters.

@@ -195,7 +195,7 @@ func (c *Conn) result() (result, error) {
 			return r, nil
 		default:
 		}
-		if closed { // the host closes it after the SEND
+		if closed { // the host resets it
 			c.takeHead()
 			return result{}, c.opError("write", net.ErrClosed)
 		}
@@ -221,7 +221,7 @@ func (c *Conn) giveUp() {
 	}
 	c.failed = errGivenUp
 	if c.end.Phase() == lease.Leased {
-		c.say(wire.Close{}, wire.FlagAbort)
+		c.sayAbort()
 	} // a connection that is on its way to the host is reset when it is there (granted)
 }
 
