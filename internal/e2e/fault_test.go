@@ -26,6 +26,8 @@ type fault struct {
 	name string
 	do   func(r *faultRig, v *visitor)
 	end  outcome
+	// renews tells that the same server has another session afterwards.
+	renews bool
 }
 
 // outcome is what a visitor may meet.
@@ -39,17 +41,17 @@ const (
 )
 
 var faults = []fault{
-	{"daemon killed", func(r *faultRig, _ *visitor) { r.stopHost(syscall.SIGKILL) }, cutOff},
-	{"daemon told to stop", func(r *faultRig, _ *visitor) { r.stopHost(syscall.SIGTERM) }, withdrawn},
-	{"server killed", func(r *faultRig, v *visitor) { r.killServer(v.arm) }, cutOff},
-	{"channel cut", func(r *faultRig, v *visitor) { r.proxies[v.arm].cut() }, cutOff},
-	{"channel stalled", func(r *faultRig, v *visitor) { r.proxies[v.arm].stall(faultPause) }, unharmed},
-	{"client resets", func(_ *faultRig, v *visitor) { _ = errors.Join(v.SetLinger(0), v.Close()) }, cutOff},
-	{"client closes its direction", func(_ *faultRig, v *visitor) { _ = v.CloseWrite() }, served}, // it may have done so before
+	{"daemon killed", func(r *faultRig, _ *visitor) { r.stopHost(syscall.SIGKILL) }, cutOff, true},
+	{"daemon told to stop", func(r *faultRig, _ *visitor) { r.stopHost(syscall.SIGTERM) }, withdrawn, true},
+	{"server killed", func(r *faultRig, v *visitor) { r.killServer(v.arm) }, cutOff, false},
+	{"channel cut", func(r *faultRig, v *visitor) { r.proxies[v.arm].cut() }, cutOff, true},
+	{"channel stalled", func(r *faultRig, v *visitor) { r.proxies[v.arm].stall(faultPause) }, unharmed, false},
+	{"client resets", func(_ *faultRig, v *visitor) { _ = errors.Join(v.SetLinger(0), v.Close()) }, cutOff, false},
+	{"client closes its direction", func(_ *faultRig, v *visitor) { _ = v.CloseWrite() }, served, false}, // it may have done so before
 	{"client reads nothing", func(_ *faultRig, v *visitor) {
 		v.reading.Lock()
 		time.AfterFunc(faultPause, v.reading.Unlock)
-	}, unharmed},
+	}, unharmed, false},
 }
 
 // scenario is what a client does, and the frames that must be seen when nothing goes wrong: at each of them every fault happens once before it and once
@@ -178,6 +180,7 @@ func TestFaults(t *testing.T) {
 func (j faultJob) run(t *testing.T, r *faultRig) {
 	arm := j.scenario.arm
 	r.repair(t, arm) // what a failed test may have left
+	sessions := serverStats(t, r.lab, arm).Counts.Sessions
 	p := r.proxies[arm]
 	watch := watchEndings(t, r.lab)
 	v := newVisitor(t, r, arm)
@@ -194,6 +197,9 @@ func (j faultJob) run(t *testing.T, r *faultRig) {
 	_ = v.Close() // it may be closed
 	j.checkResets(t, watch, self)
 	r.repair(t, arm)
+	if j.fault.renews { // else what follows may still meet the old session
+		eventually(t, "the server has noticed the fault", func() bool { return serverStats(t, r.lab, arm).Counts.Sessions > sessions })
+	}
 	r.works(t, arm)
 }
 
