@@ -13,6 +13,7 @@ import (
 
 	"spillway/internal/channel"
 	"spillway/internal/config"
+	"spillway/internal/loglimit"
 	"spillway/internal/redirect"
 	"spillway/internal/share"
 	"spillway/internal/tcprepair"
@@ -207,7 +208,7 @@ func (d *Daemon) closeKernel() {
 type vmListener struct {
 	vm       *vm
 	listener channel.Listener
-	begins   *limiter // so that what happens at one channel keeps no beginning at another one from the log
+	begins   *loglimit.Limiter // so that what happens at one channel keeps no beginning at another one from the log
 }
 
 func (l vmListener) serve(ctx context.Context, conn channel.Conn) error {
@@ -226,7 +227,7 @@ func (d *Daemon) listen() ([]vmListener, error) {
 				}
 				return nil, fmt.Errorf("VM %s: %w", v.name, err)
 			}
-			all = append(all, vmListener{v, l, new(limiter)})
+			all = append(all, vmListener{v, l, new(loglimit.Limiter)})
 		}
 	}
 	return all, nil
