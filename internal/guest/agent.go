@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"spillway/internal/loglimit"
 	"spillway/internal/session"
 	"spillway/internal/tcprepair"
 	"spillway/internal/wire"
@@ -30,6 +31,9 @@ type Agent struct {
 	start   *tcprepair.StartWindow // nil: it cannot be had
 	stats   *Stats
 	expects expectations
+
+	// What a broken host or kernel causes at every request. Two, so that neither hides the other.
+	handovers, handbacks loglimit.Limiter
 
 	mu     sync.Mutex
 	links  []*link // none: the host is away
@@ -86,6 +90,13 @@ func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
 func (a *Agent) ended(err error) {
 	if !errors.Is(err, context.Canceled) {
 		a.log.Warn("session with the host ended", "error", err)
+	}
+}
+
+// warn logs what went wrong with a connection, if the limit allows a line now.
+func (a *Agent) warn(limit *loglimit.Limiter, text string, c *Conn, err error) {
+	if skipped, ok := limit.Allow(); ok {
+		a.log.Warn(text, "client", c.remote, "error", err, "not_logged", skipped)
 	}
 }
 
