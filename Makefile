@@ -36,11 +36,13 @@ race: setup build ## Run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
 
 .PHONY: bench
-bench: setup build ## Measure requests and handovers in both labs; figures to build/
+bench: setup build ## Measure requests, handovers and a path with delay in both labs; figures to build/
 	build/spillway bench handover --cache $(CACHE) --vm netns --json build/handover-netns.json
 	build/spillway bench handover --cache $(CACHE) --vm qemu --requests 2000 --json build/handover-qemu.json
 	build/spillway bench request --cache $(CACHE) --vm netns --json build/request-netns.json
 	build/spillway bench request --cache $(CACHE) --vm qemu --requests 500 --json build/request-qemu.json
+	build/spillway bench path --cache $(CACHE) --vm netns --json build/path-netns.json
+	build/spillway bench path --cache $(CACHE) --vm qemu --json build/path-qemu.json
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (default 20s)

@@ -23,7 +23,7 @@ func benchCommand() *cobra.Command {
 		Short: "Measure, in a lab of its own on this machine",
 		Long: `Measure, in a lab of its own on this machine. All arms of a bench run in one lab, interleaved; every body's SHA-256 is checked in a pass
 that is not timed. docs/bench.md explains the figures.`,
-	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand())
+	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand())
 }
 
 // benchFlags are what every bench can be told.
@@ -46,18 +46,23 @@ func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
 	}
 }
 
-// run measures plan, prints the table and writes the JSON, also of figures that are not to be trusted; the error then says why.
+// run measures plan and publishes the report.
 func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation.Plan) (*bench.Report, error) {
 	plan.Rounds = f.rounds
 	opts, err := f.options(fmt.Sprintf("%s-%d", name, os.Getpid()), files, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	report, err := evaluation.Run(cmd.Context(), name, opts, f.link, plan, bench.NewProgress(os.Stderr))
+	report, err := evaluation.Run(cmd.Context(), name, opts, plan, bench.NewProgress(os.Stderr))
+	return report, f.publish(cmd, report, err)
+}
+
+// publish prints the table and writes the JSON, also of figures that are not to be trusted; err says why, if it is not nil.
+func (f *benchFlags) publish(cmd *cobra.Command, report *bench.Report, err error) error {
 	if report != nil && len(report.Rows) > 0 {
 		err = errors.Join(err, publish(cmd.OutOrStdout(), report, f.json))
 	}
-	return report, err
+	return err
 }
 
 // publish prints the table and writes the JSON, unless its file has no name. Neither keeps the other from being written.

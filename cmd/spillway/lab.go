@@ -27,7 +27,7 @@ func labCommand() *cobra.Command {
 type labFlags struct {
 	vm        string
 	cache     string
-	link      string
+	link      lab.Link
 	threshold config.Size
 	busyPoll  string
 	cpus      int
@@ -36,8 +36,9 @@ type labFlags struct {
 func (f *labFlags) add(cmd *cobra.Command, defaultVM lab.Kind) {
 	cmd.Flags().StringVar(&f.vm, "vm", string(defaultVM), "the guest: qemu (a real VM) or netns (a network namespace that stands for one)")
 	cmd.Flags().StringVar(&f.cache, "cache", "build/cache", "where scripts/setup.sh has put the guest kernel, and where data sets are kept")
-	cmd.Flags().StringVar(&f.link, "link", "", "shape the client's link, as 1gbit or 100mbit; default: as fast as it goes")
 	cmd.Flags().IntVar(&f.cpus, "cpus", 1, "CPUs of the guest, each with a channel of its own")
+	cmd.Flags().Var(&f.link, "link", `shape the client's link: a rate as 1gbit or 100mbit, a round-trip time as 40ms, or both and more as
+40ms,1gbit,loss=0.1%,seed=7,queue=256KiB; default: as fast as it goes`)
 	cmd.Flags().StringVar(&f.busyPoll, "busy-poll", "", "how long daemon and offloading servers ask the channel before sleeping; default: what suits the guest")
 }
 
@@ -49,12 +50,8 @@ func (f *labFlags) addThreshold(cmd *cobra.Command, byDefault config.Size) {
 // options of a lab, checked as far as that needs no lab.
 func (f *labFlags) options(name string, files string, out io.Writer) (lab.Options, error) {
 	opts := lab.Options{
-		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: int64(f.threshold), CPUs: f.cpus,
+		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: int64(f.threshold), CPUs: f.cpus, Link: f.link,
 		Progress: func(step string) { fmt.Fprintln(out, "lab:", step) },
-	}
-	var err error
-	if opts.LinkBits, err = lab.ParseLink(f.link); err != nil {
-		return opts, err
 	}
 	if f.busyPoll != "" {
 		d, err := time.ParseDuration(f.busyPoll)

@@ -161,6 +161,12 @@ func TestMistakes(t *testing.T) {
 		{"bench request --link fast --cache " + dir, []string{"fast", "1gbit"}},
 		{"bench request --vm xen --cache " + dir, []string{"xen"}},
 		{"bench handover --vm xen --cache " + dir, []string{"xen"}},
+		{"bench path --link 40ms,50ms --cache " + dir, []string{"40ms,50ms", "twice"}},
+		{"bench path --sizes 1 --cache " + dir, []string{"sizes: 1"}},
+		{"bench path --following 0 --cache " + dir, []string{"following: 0"}},
+		{"bench path --arms bogus --cache " + dir, []string{"bogus", "baremetal"}},
+		{"lab up --files " + dir + " --link loss=1", []string{"loss=1", "percent"}},
+		{"delayline --link 1gbit", []string{"no delay line is needed"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)

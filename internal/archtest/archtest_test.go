@@ -27,7 +27,8 @@ var layers = []struct {
 		"internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair", "internal/testkit",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair",
+		"internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
@@ -64,7 +65,7 @@ var forbidden = []struct {
 	{[]string{"internal/media"}, []string{"internal/guest", "internal/host", "internal/wire", "internal/lease", "internal/session"},
 		"the media server knows nothing of offloading"},
 	{[]string{"internal/guest", "internal/host", "internal/media"},
-		[]string{"internal/lab", "internal/bench", "internal/evaluation", "internal/netns", "internal/testkit"},
+		[]string{"internal/lab", "internal/bench", "internal/evaluation", "internal/netns", "internal/delayline", "internal/testkit"},
 		"what runs in production must not need what makes tests"},
 }
 
@@ -72,6 +73,7 @@ var forbidden = []struct {
 var syscallers = map[string]string{
 	"internal/bench":           "asks whether its output is a terminal, and how wide",
 	"internal/channel":         "the virtio-serial port's poll, the unix socket's owner lock, vsock addresses",
+	"internal/delayline":       "TUN devices: their ioctls, reads and writes, and a sleep that ends on time",
 	"internal/doctor":          "looks whether paths and devices can be used",
 	"internal/evaluation":      "uname",
 	"internal/feature":         "its probes are system calls",

@@ -10,6 +10,7 @@ import (
 // ready; it is not safe for concurrent use: give each client its own and Merge them.
 type Recorder struct {
 	durations []time.Duration
+	firsts    []time.Duration // to the first byte, of the same requests
 	bytes     int64
 	elapsed   time.Duration
 	stalls    int64
@@ -23,6 +24,7 @@ const maxKeptErrors = 10
 // Add counts a request that brought the right body.
 func (r *Recorder) Add(res Result) {
 	r.durations = append(r.durations, res.Elapsed)
+	r.firsts = append(r.firsts, res.FirstByte)
 	r.bytes += res.Bytes
 	r.stalls += int64(res.Stalls)
 }
@@ -42,6 +44,7 @@ func (r *Recorder) AddElapsed(d time.Duration) { r.elapsed += d }
 // Merge adds what other has, except its elapsed time.
 func (r *Recorder) Merge(other *Recorder) {
 	r.durations = append(r.durations, other.durations...)
+	r.firsts = append(r.firsts, other.firsts...)
 	r.bytes += other.bytes
 	r.stalls += other.stalls
 	r.wrong += other.wrong
@@ -98,10 +101,12 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 
 // Row gives the figures the form of the report. The caller adds what only the daemons know: handovers, handbacks, fallbacks.
 func (r *Recorder) Row(arm, dataCase string) Row {
-	s := r.Summary()
+	s, first := r.Summary(), Summarize(r.firsts)
 	row := Row{
 		Arm: arm, Case: dataCase, N: s.N, Bytes: r.bytes, ElapsedS: rounded(r.elapsed.Seconds()),
-		MedianUs: microseconds(s.Median), P99Us: microseconds(s.P99), Wrong: r.wrong, Stalls: r.stalls,
+		MedianUs: microseconds(s.Median), P99Us: microseconds(s.P99), IQRUs: microseconds(s.IQR),
+		FirstByteUs: microseconds(first.Median), FirstByteP99Us: microseconds(first.P99), FirstByteIQRUs: microseconds(first.IQR),
+		Wrong: r.wrong, Stalls: r.stalls,
 	}
 	if r.elapsed > 0 {
 		row.MBPerS = rounded(float64(r.bytes) / 1e6 / r.elapsed.Seconds())

@@ -40,8 +40,8 @@ func TestSummarize(t *testing.T) {
 
 func TestRecorder(t *testing.T) {
 	var a, b Recorder
-	a.Add(Result{Elapsed: 2 * time.Millisecond, Bytes: 1_000_000, Stalls: 1})
-	b.Add(Result{Elapsed: 4 * time.Millisecond, Bytes: 3_000_000})
+	a.Add(Result{Elapsed: 2 * time.Millisecond, FirstByte: time.Millisecond, Bytes: 1_000_000, Stalls: 1})
+	b.Add(Result{Elapsed: 4 * time.Millisecond, FirstByte: 1500 * time.Microsecond, Bytes: 3_000_000})
 	for range 2 * maxKeptErrors {
 		b.AddWrong(Result{Elapsed: time.Hour, Bytes: 1, Stalls: 1}, errors.New("wrong"))
 		a.AddWrong(Result{}, errors.New("wrong"))
@@ -50,7 +50,8 @@ func TestRecorder(t *testing.T) {
 	b.AddElapsed(2 * time.Second)
 	a.Merge(&b)
 	want := Row{
-		Arm: "lease", Case: "tablet", N: 2, Bytes: 4_000_000, ElapsedS: 2, MBPerS: 2, MedianUs: 3000, P99Us: 3980,
+		Arm: "lease", Case: "tablet", N: 2, Bytes: 4_000_000, ElapsedS: 2, MBPerS: 2, MedianUs: 3000, P99Us: 3980, IQRUs: 1000,
+		FirstByteUs: 1250, FirstByteP99Us: 1495, FirstByteIQRUs: 250,
 		Wrong: 4 * maxKeptErrors, Stalls: 1 + 2*maxKeptErrors,
 	}
 	if diff := cmp.Diff(want, a.Row("lease", "tablet")); diff != "" {

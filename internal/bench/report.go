@@ -26,24 +26,37 @@ type Env struct {
 	Kernel      string `json:"kernel"`      // the host's release
 	QEMU        string `json:"qemu"`
 	CPUs        int    `json:"cpus"`
-	Link        string `json:"link"` // "unshaped", "1 Gbit/s", …
+	Link        string `json:"link"` // "unshaped", or as --link has it, with the seed of its loss
+
+	// Congestion is the congestion control of all servers towards the client; empty: each kernel's own.
+	Congestion string `json:"congestion,omitempty"`
 }
 
 // Row is one arm in one case.
 type Row struct {
-	Arm       string  `json:"arm"`
-	Case      string  `json:"case"`      // the data set, the size, …
-	N         int     `json:"n"`         // requests with the right body
-	Bytes     int64   `json:"bytes"`     // of their bodies
-	ElapsedS  float64 `json:"elapsed_s"` // on the wall
-	MBPerS    float64 `json:"mb_per_s"`  // 10^6 bytes
-	MedianUs  float64 `json:"median_us"` // of a request
-	P99Us     float64 `json:"p99_us"`
-	Wrong     int64   `json:"wrong"`  // wrong bodies and failed requests
-	Stalls    int64   `json:"stalls"` // waits of over 150 ms
-	Handovers int64   `json:"handovers"`
-	Handbacks int64   `json:"handbacks"`
-	Fallbacks Counts  `json:"fallbacks"` // local serving, by reason
+	Arm      string  `json:"arm"`
+	Case     string  `json:"case"`      // the data set, the size, …
+	N        int     `json:"n"`         // requests with the right body
+	Bytes    int64   `json:"bytes"`     // of their bodies
+	ElapsedS float64 `json:"elapsed_s"` // on the wall
+	MBPerS   float64 `json:"mb_per_s"`  // 10^6 bytes
+	MedianUs float64 `json:"median_us"` // of a request
+	P99Us    float64 `json:"p99_us"`
+	IQRUs    float64 `json:"iqr_us,omitempty"` // between the first and the third quartile
+
+	// The same of the time to the first byte of the response.
+	FirstByteUs    float64 `json:"first_byte_us,omitempty"`
+	FirstByteP99Us float64 `json:"first_byte_p99_us,omitempty"`
+	FirstByteIQRUs float64 `json:"first_byte_iqr_us,omitempty"`
+
+	Wrong     int64  `json:"wrong"`  // wrong bodies and failed requests
+	Stalls    int64  `json:"stalls"` // waits of over 150 ms
+	Handovers int64  `json:"handovers"`
+	Handbacks int64  `json:"handbacks"`
+	Fallbacks Counts `json:"fallbacks"` // local serving, by reason
+
+	// Drops are packets that the link with delay has dropped, by cause, in both directions.
+	Drops Counts `json:"drops,omitempty"`
 
 	// Steps are the parts of a handover or of a request, by name.
 	Steps map[string]Step `json:"steps,omitempty"`

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -32,6 +33,8 @@ func sample() *Report {
 	offload.Steps = map[string]Step{"handover": {MedianUs: 38.25, P99Us: 120}, "handback": {MedianUs: 77, P99Us: 288.125}}
 	lease := add("lease", "smarttv", 351, 3_685_500_000, 3.422, 9750)
 	lease.Handovers = 1
+	lease.Drops = Counts{"queue_full": 7, "lost": 0}
+	lease.IQRUs, lease.FirstByteUs, lease.FirstByteP99Us, lease.FirstByteIQRUs = 812.5, 40_812.5, 45_000, 250
 	lease.Fallbacks = Counts{"small": 12, "mptcp": 1, "share-unknown": 1234, "host-away": 3, "unread-input": 2, "never": 0}
 	add("lease", "alone", 0, 0, 1, 0).Wrong = 100_000
 	return r
@@ -162,6 +165,30 @@ func TestReportErrors(t *testing.T) {
 	if _, err := ReadFile(other); err == nil || !strings.Contains(err.Error(), "schema 2") {
 		t.Errorf("another schema: %v", err)
 	}
+}
+
+// TestCongestion: it is in the JSON and in the table's head, where it was set.
+func TestCongestion(t *testing.T) {
+	r := NewReport("path", Env{Link: "40ms", Congestion: "cubic"})
+	var table bytes.Buffer
+	b, err := json.Marshal(r)
+	if err := errors.Join(err, r.WriteTable(&table)); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), `"link":"40ms","congestion":"cubic"}`) {
+		t.Errorf("the JSON is %s", b)
+	}
+	if head, _, _ := strings.Cut(table.String(), "\n"); !strings.HasSuffix(head, "link 40ms, cubic") {
+		t.Errorf("the table begins with %q", head)
+	}
+}
+
+func TestTimes(t *testing.T) {
+	var b bytes.Buffer
+	if err := sample().WriteTimes(&b); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "times.txt", b.Bytes())
 }
 
 func TestTable(t *testing.T) {

@@ -21,8 +21,12 @@ const tableWidth = 120
 // WriteTable writes the report as a table for people, of at most 120 columns, and behind it the rows' steps, if they have any.
 func (r *Report) WriteTable(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: accelerator %s, host kernel %s, QEMU %s, %d CPUs, link %s\n\n", r.Bench,
+	fmt.Fprintf(&b, "%s: accelerator %s, host kernel %s, QEMU %s, %d CPUs, link %s", r.Bench,
 		orDash(r.Env.Accelerator), orDash(r.Env.Kernel), orDash(r.Env.QEMU), r.Env.CPUs, orDash(r.Env.Link))
+	if r.Env.Congestion != "" {
+		fmt.Fprintf(&b, ", %s", r.Env.Congestion)
+	}
+	b.WriteString("\n\n")
 	t := grid{
 		heads: [][]string{
 			{"", "", "seg-", "", "", "", "ratio", "ratio to", "hand-", "hand-", "wrong", "stalls", ""},
@@ -48,6 +52,26 @@ func (r *Report) ratio(row Row, arm string) string {
 		return "-"
 	}
 	return fixed(row.MBPerS/r.Rows[i].MBPerS, 2)
+}
+
+// WriteTimes writes how long the rows' first and last bytes took, and what the link has dropped.
+func (r *Report) WriteTimes(w io.Writer) error {
+	t := grid{
+		heads: [][]string{
+			{"ms to", "", "", "first byte", "", "", "last byte", "", "", "dropped by"},
+			{"arm", "case", "n", "median", "p99", "IQR", "median", "p99", "IQR", "the link"},
+		},
+		left: []bool{0: true, 1: true, 9: true},
+	}
+	ms := func(us float64) string { return fixed(us/1000, 1) }
+	for _, row := range r.Rows {
+		t.add(row.Drops.lines(), row.Arm, row.Case, strconv.Itoa(row.N), ms(row.FirstByteUs), ms(row.FirstByteP99Us), ms(row.FirstByteIQRUs),
+			ms(row.MedianUs), ms(row.P99Us), ms(row.IQRUs))
+	}
+	var b strings.Builder
+	t.write(&b)
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // writeSteps writes what the parts of a handover, a handback or a request cost.

@@ -1,6 +1,7 @@
 package evaluation
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,43 +20,50 @@ import (
 )
 
 // Run brings a lab up, measures a plan in it and takes it down again. A report can come together with an error, see [Measure].
-func Run(ctx context.Context, name string, opts lab.Options, link string, plan Plan, progress *bench.Progress) (report *bench.Report, err error) {
+func Run(ctx context.Context, name string, opts lab.Options, plan Plan, progress *bench.Progress) (report *bench.Report, err error) {
 	if err := plan.Validate(); err != nil {
 		return nil, err
 	}
+	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
+		env, err := environment(l)
+		if err != nil {
+			return err
+		}
+		report = bench.NewReport(name, env)
+		report.Rows, err = Measure(ctx, l, plan, progress)
+		return err
+	})
+	return report, err
+}
+
+// inLab brings a lab up, calls fn and takes it down again. When fn fails the error has what ended in the lab by itself.
+func inLab(ctx context.Context, opts lab.Options, progress *bench.Progress, fn func(*lab.Lab) error) (err error) {
 	opts.Progress = func(step string) { progress.Step("lab: %s", step) }
 	l, err := lab.Up(ctx, opts)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		progress.Step("lab: down")
 		err = errors.Join(err, l.Down())
 		progress.Done("")
 	}()
-	env, err := environment(l, link)
-	if err != nil {
-		return nil, err
+	if err := fn(l); err != nil {
+		return errors.Join(err, l.Health())
 	}
-	report = bench.NewReport(name, env)
-	report.Rows, err = Measure(ctx, l, plan, progress)
-	if err != nil {
-		err = errors.Join(err, l.Health())
-	}
-	return report, err
+	return nil
 }
 
 // environment describes the machine and the lab.
-func environment(l *lab.Lab, link string) (bench.Env, error) {
+func environment(l *lab.Lab) (bench.Env, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return bench.Env{}, err
 	}
-	if link == "" {
-		link = "unshaped"
-	}
+	link := cmp.Or(l.Link.String(), "unshaped")
 	return bench.Env{
-		Accelerator: l.Accelerator(), Kernel: unix.ByteSliceToString(u.Release[:]), QEMU: l.QEMUVersion(), CPUs: runtime.NumCPU(), Link: link,
+		Accelerator: l.Accelerator(), Kernel: unix.ByteSliceToString(u.Release[:]), QEMU: l.QEMUVersion(), CPUs: runtime.NumCPU(),
+		Link: link, Congestion: l.Congestion,
 	}, nil
 }
 

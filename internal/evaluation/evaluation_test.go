@@ -87,10 +87,8 @@ func TestOffloaded(t *testing.T) {
 		{lab.Lease, 100, 0, ""}, {lab.Lease, 95, 0, ""}, {lab.Lease, 94, 0, "small:7"}, {lab.VM, 0, 0, ""}, {lab.Baremetal, 0, 0, ""},
 		{lab.Offload, 0, 0, "small:7"}, {lab.Offload, 95, 95, ""}, {lab.Offload, 100, 94, "only 94 of 100"},
 	} {
-		row := bench.Row{}
-		row.N = 100
 		counts := guest.Counts{Sends: c.sends, Handovers: c.handovers}
-		err := offloaded(c.arm, row, guest.Snapshot{Counts: counts, Fallbacks: map[string]uint64{"small": 7}})
+		err := offloaded(c.arm, 100, guest.Snapshot{Counts: counts, Fallbacks: map[string]uint64{"small": 7}})
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}
@@ -133,20 +131,29 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// TestRun measures a small plan in a lab of namespaces.
-func TestRun(t *testing.T) {
-	tmp := t.TempDir()
-	binary := filepath.Join(tmp, "spillway")
+// labName is one that no other test uses.
+func labName() string { return fmt.Sprintf("t%d-%06x", os.Getpid()%1e7, rand.Uint32()&0xffffff) }
+
+// buildBinary builds the spillway binary.
+func buildBinary(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "spillway")
 	if out, err := exec.Command("go", "build", "-o", binary, "spillway/cmd/spillway").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	files := filepath.Join(tmp, "sizes")
+	return binary
+}
+
+// TestRun measures a small plan in a lab of namespaces.
+func TestRun(t *testing.T) {
+	binary := buildBinary(t)
+	files := filepath.Join(t.TempDir(), "sizes")
 	const n, rounds, connections = 5, 2, 2
 	cases, err := SizeCases(files, []int64{4096, 300_000}, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := fmt.Sprintf("t%d-%06x", os.Getpid()%1e7, rand.Uint32()&0xffffff)
+	name := labName()
 	opts := lab.Options{Name: name, VM: lab.NetNS, Binary: binary, Files: files}
 	var shown bytes.Buffer
 	plan := Plan{Cases: cases, Arms: lab.Arms(), Rounds: rounds, Connections: connections}
@@ -156,7 +163,7 @@ func TestRun(t *testing.T) {
 	}
 	cases = append([]Case{lie}, cases...)
 	plan.Cases = cases
-	report, err := Run(t.Context(), "test", opts, "", plan, bench.NewProgress(&shown))
+	report, err := Run(t.Context(), "test", opts, plan, bench.NewProgress(&shown))
 	if err == nil || !strings.HasPrefix(err.Error(), "lie: ") || !strings.Contains(err.Error(), "arm lease: 2 wrong bodies") ||
 		strings.Contains(err.Error(), "KB") {
 		t.Fatal(err)
@@ -184,7 +191,7 @@ func TestRun(t *testing.T) {
 	if !strings.Contains(shown.String(), "round 2 of 2") {
 		t.Errorf("progress is %q", shown.String())
 	}
-	if _, err := Run(t.Context(), "test", lab.Options{Name: "NO"}, "", plan, bench.NewProgress(nil)); err == nil {
+	if _, err := Run(t.Context(), "test", lab.Options{Name: "NO"}, plan, bench.NewProgress(nil)); err == nil {
 		t.Error("a lab that cannot be")
 	}
 }

@@ -89,7 +89,7 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 		if err := m.pass(ctx, arm, m.distinct(), true, verified[arm]); err != nil {
 			return nil, err
 		}
-		if _, err := m.settled(ctx, arm); err != nil { // else the timed passes would count handovers of this one
+		if _, err := settled(ctx, m.lab, arm); err != nil { // else the timed passes would count handovers of this one
 			return nil, err
 		}
 		if err := m.lab.ResetServerStats(ctx, arm); err != nil {
@@ -111,12 +111,12 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	var rows []bench.Row
 	var doubts []error
 	for _, arm := range m.plan.Arms {
-		stats, err := m.settled(ctx, arm)
+		stats, err := settled(ctx, m.lab, arm)
 		if err != nil {
 			return rows, errors.Join(append(doubts, err)...)
 		}
 		row, err := newRow(arm, m.of.Name, m.recorders[arm], verified[arm], stats)
-		rows, doubts = append(rows, row), append(doubts, err)
+		rows, doubts = append(rows, row), append(doubts, err, offloaded(arm, row.N, stats))
 	}
 	return rows, errors.Join(doubts...)
 }
@@ -125,9 +125,9 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 const settleTimeout = 5 * time.Second
 
 // settled waits until no connection of an arm is with the host and returns what the server counted up to then.
-func (m *measurement) settled(ctx context.Context, arm lab.Arm) (guest.Snapshot, error) {
+func settled(ctx context.Context, l *lab.Lab, arm lab.Arm) (guest.Snapshot, error) {
 	for deadline := time.Now().Add(settleTimeout); ; {
-		stats, err := m.lab.ServerStats(ctx, arm)
+		stats, err := l.ServerStats(ctx, arm)
 		if err != nil || stats.Leases == 0 {
 			return stats, err
 		}
@@ -161,7 +161,7 @@ func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Tar
 	errs := make([]error, m.plan.Connections)
 	clients := make([]*bench.Client, m.plan.Connections)
 	for i := range clients {
-		clients[i] = bench.NewClient(m.lab.Addr(arm), bench.ClientOptions{Dial: m.lab.DialContext})
+		clients[i] = newClient(m.lab, arm)
 		defer clients[i].Close()
 	}
 	var wait sync.WaitGroup
@@ -184,6 +184,11 @@ func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Tar
 	return errors.Join(errs...)
 }
 
+// newClient is a client of an arm. The silence of a round trip is no stall.
+func newClient(l *lab.Lab, arm lab.Arm) *bench.Client {
+	return bench.NewClient(l.Addr(arm), bench.ClientOptions{Dial: l.DialContext, StallAfter: bench.DefaultStallAfter + l.Link.RTT})
+}
+
 // newRow joins what the clients saw in the timed passes and in the check pass with what the server counted. The row is whole even when there is
 // an error, which says why its figures are not to be trusted.
 func newRow(arm lab.Arm, dataCase string, timed, verified *bench.Recorder, stats guest.Snapshot) (bench.Row, error) {
@@ -200,7 +205,7 @@ func newRow(arm lab.Arm, dataCase string, timed, verified *bench.Recorder, stats
 		}
 		row.Steps[string(step)] = bench.Step{MedianUs: q.Median, P99Us: q.P99}
 	}
-	doubts := slices.Concat(verified.Errors(), timed.Errors(), []error{offloaded(arm, row, stats)})
+	doubts := slices.Concat(verified.Errors(), timed.Errors())
 	if row.Wrong > 0 {
 		doubts = slices.Insert(doubts, 0, fmt.Errorf("arm %s: %d wrong bodies, the first of them follow", arm, row.Wrong))
 	}
@@ -211,18 +216,18 @@ func newRow(arm lab.Arm, dataCase string, timed, verified *bench.Recorder, stats
 // connection over for, for its figures to be its own.
 const minOffloaded = 0.95
 
-func offloaded(arm lab.Arm, row bench.Row, stats guest.Snapshot) error {
+func offloaded(arm lab.Arm, responses int, stats guest.Snapshot) error {
 	if arm != lab.Offload && arm != lab.Lease {
 		return nil
 	}
-	enough := minOffloaded * float64(row.N)
+	enough := minOffloaded * float64(responses)
 	if float64(stats.Counts.Sends) < enough {
 		return fmt.Errorf("arm %s sent only %d of %d responses through the host; the others were served by the guest: %v",
-			arm, stats.Counts.Sends, row.N, stats.Fallbacks)
+			arm, stats.Counts.Sends, responses, stats.Fallbacks)
 	}
 	// Not the handbacks: a client that closes its connection after a response is not waited for.
 	if arm == lab.Offload && float64(stats.Counts.Handovers) < enough {
-		return fmt.Errorf("arm %s handed the connection over for only %d of %d responses", arm, stats.Counts.Handovers, row.N)
+		return fmt.Errorf("arm %s handed the connection over for only %d of %d responses", arm, stats.Counts.Handovers, responses)
 	}
 	return nil
 }

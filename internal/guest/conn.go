@@ -83,7 +83,7 @@ func newConn(agent *Agent, tcp *net.TCPConn) (*Conn, error) {
 		readUntil: newDeadline(), sendUntil: newDeadline(),
 		results: make(chan result, 2), // a SEND has at most two: its own, and that the connection is over
 	}
-	c.socket = &socket{raw: raw, local: c.local, freezer: agent.freezer, start: agent.start}
+	c.socket = &socket{raw: raw, local: c.local, freezer: agent.freezer, start: agent.start, stays: agent.policy.Mode == Lease}
 	c.end.Socket = c.socket
 	return c, nil
 }

@@ -16,6 +16,7 @@ type socket struct {
 	local   netip.AddrPort
 	freezer *tcprepair.Freezer
 	start   *tcprepair.StartWindow
+	stays   bool                // a handover is for long, and so is a handback: the window may grow
 	window  tcpstate.PeerWindow // as Restore got it
 	frozen  *tcpstate.State     // as Extract found it, for Confirm
 	options *tcpstate.State     // what ReadOptions reads, before the first handover: servers do not change them later
@@ -56,6 +57,9 @@ func (s *socket) Extract(st *tcpstate.State) error {
 		st.NoDelay, st.KeepAlive, st.Congestion = s.options.NoDelay, s.options.KeepAlive, s.options.Congestion
 		st.TOS, st.MaxPacing = s.options.TOS, s.options.MaxPacing
 		err := tcprepair.Extract(fd, st)
+		if s.stays {
+			st.Ssthresh = 0
+		}
 		s.frozen = st
 		return withReason(err)
 	})
@@ -75,8 +79,11 @@ func (s *socket) Park() error {
 
 func (s *socket) Restore(st *tcpstate.State) error {
 	s.window = st.Window.Peer()
+	if s.stays {
+		st.Ssthresh = 0
+	}
 	return s.control(func(fd int) error {
-		_ = s.start.Set(fd, st.Cwnd) // without it, the connection is slower to begin with
+		_ = s.start.Set(fd, st) // without it, the connection is slower to begin with
 		return tcprepair.RestoreInPlace(fd, st, s.keepAlive())
 	})
 }

@@ -78,7 +78,7 @@ func (s *socket) Restore(as *tcpstate.State) error {
 	st.NoDelay = true
 	s.ends = ends{st.Local, st.Remote}
 	s.kernel.owned.Store(s.ends, s)
-	_ = s.kernel.start.Set(fd, st.Cwnd) // without it, the connection is slower to begin with
+	_ = s.kernel.start.Set(fd, &st) // without it, the connection is slower to begin with
 	if err := tcprepair.Restore(fd, &st); err != nil {
 		unix.Close(fd) // silent
 		s.kernel.owned.CompareAndDelete(s.ends, s)

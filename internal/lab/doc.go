@@ -4,6 +4,8 @@
 //	client ── eth0 ─ veth ─ client0 ── host ── guest0 ─ tap or veth ─ eth0 ── guest
 //	10.88.0.2                10.88.0.1      10.87.0.1                 10.87.0.2
 //
+// A link with a delay replaces the veth pair to the client by the two TUN devices of a delay line, under the same names and addresses.
+//
 // Everything runs as real processes of the spillway binary: the host daemon and a bare-metal media server in the host's namespace, and in the guest one
 // media server for each way to serve, on a port of its own. Names carry the lab's, so that labs of several checkouts stand
 // side by side; all state is below one directory, from which Down finds everything again.

@@ -57,7 +57,7 @@ func stopProcesses(dir string) error {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	var errs []error
-	for _, name := range []string{"baremetal", "vm", "offload", "lease", hostProcess} {
+	for _, name := range []string{"baremetal", "vm", "offload", "lease", hostProcess, linkProcess} {
 		if pid, ok := s.Processes[name]; ok {
 			errs = append(errs, stopPid(name, pid, dir, s.Binary))
 		}

@@ -40,9 +40,11 @@ type Options struct {
 	Threshold int64          // bytes, of the offloading arms
 	BusyPoll  *time.Duration // of the offloading servers; nil: what suits the guest
 	CPUs      int            // of the guest, each with a channel of its own for each arm; default: 1
-	LinkBits  uint64         // bit/s on the link to the client, 0: as fast as it goes
-	Detached  bool           // outlive this process
-	Progress  func(step string)
+	Link      Link           // between client and host
+	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
+	Congestion string
+	Detached   bool // outlive this process
+	Progress   func(step string)
 }
 
 // maxCPUs of a guest: more than a lab is good for.
@@ -115,6 +117,7 @@ func prepare(opts Options) (*Lab, error) {
 	if opts.Files, err = filepath.Abs(opts.Files); err != nil {
 		return nil, err
 	}
+	opts.Link = opts.Link.seeded()
 	l := &Lab{Options: opts, Dir: filepath.Join(StateRoot, opts.Name), daemons: map[string]*process{}}
 	if err := os.MkdirAll(StateRoot, 0o755); err != nil {
 		return nil, err
@@ -153,15 +156,13 @@ func (l *Lab) topology() (err error) {
 	steps := []func() error{
 		func() error { return l.Host.Sysctl("net/ipv4/ip_forward", "1") },
 		func() error { return l.Host.Sysctl("net/ipv6/conf/all/forwarding", "1") },
-		func() error { return l.Host.Veth(clientLink, clientLinkIndex, l.Client, peerLink) },
+		l.clientLink,
 		func() error { return l.Host.Addresses(clientLink, hostAddr4, hostAddr6) },
 		func() error { return l.Client.Addresses(peerLink, clientAddr4, clientAddr6) },
 		func() error { return l.Client.DefaultRoutes(hostAddr4.Addr(), hostAddr6.Addr()) },
 		l.guestLink,
 		func() error { return l.Host.Addresses(guestLink, gateway4, gateway6) },
-	}
-	if l.LinkBits > 0 {
-		steps = append(steps, func() error { return l.Host.Limit(clientLink, l.LinkBits) })
+		l.congestion,
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -181,6 +182,22 @@ func (l *Lab) guestLink() error {
 		l.Guest.Addresses(peerLink, guestAddr4, guestAddr6),
 		l.Guest.DefaultRoutes(gateway4.Addr(), gateway6.Addr()),
 	)
+}
+
+// congestion sets the congestion control of host and guest; a VM's init does it there.
+func (l *Lab) congestion() error {
+	if l.Congestion == "" {
+		return nil
+	}
+	for _, ns := range []*netns.Namespace{l.Host, l.Guest} {
+		if ns == nil {
+			continue
+		}
+		if err := ns.Congestion(l.Congestion, clientAddr4.Addr(), clientAddr6.Addr()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func namespaceName(lab, role string) string { return "spw-" + lab + "-" + role }
@@ -294,9 +311,12 @@ func (l *Lab) armReady(ctx context.Context, arm Arm) error {
 	return nil
 }
 
+// getTimeout bounds get: a link that loses packets costs 1 s for a SYN (TCP_TIMEOUT_INIT, include/net/tcp.h), and 3 s for two.
+const getTimeout = 5 * time.Second
+
 // get reads a small document from inside the client's namespace.
 func (l *Lab) get(ctx context.Context, method, url string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, getTimeout+4*l.Link.RTT) // a connection, an answer, and each once more
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {

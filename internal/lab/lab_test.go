@@ -39,19 +39,6 @@ func buildBinary(t *testing.T) string {
 	return binary
 }
 
-func TestParseLink(t *testing.T) {
-	for in, want := range map[string]uint64{"": 0, "1gbit": 1e9, "10gbit": 1e10, "100mbit": 1e8, "1mbit": 1e6} {
-		if got, err := ParseLink(in); got != want || err != nil {
-			t.Errorf("ParseLink(%q) = %d, %v, want %d", in, got, err, want)
-		}
-	}
-	for _, in := range []string{"1", "gbit", "0mbit", "-1mbit", "1.5gbit", "1Gbit", "1 gbit", "1gbit ", "100000gbit", "1kbit", "1gbitgbit"} {
-		if got, err := ParseLink(in); err == nil || !strings.Contains(err.Error(), "1gbit or 100mbit") {
-			t.Errorf("ParseLink(%q) = %d, %v", in, got, err)
-		}
-	}
-}
-
 // TestOptions: a lab that cannot be is refused before anything is made.
 func TestOptions(t *testing.T) {
 	for _, c := range []struct {
@@ -186,15 +173,27 @@ func TestLab(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(files, "f.mp4"), content, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	opts := Options{VM: NetNS, Binary: binary, Files: files, Threshold: 64 << 10}
-	for name, detached := range map[string]bool{"owned": false, "detached": true} {
+	for name, c := range map[string]struct {
+		detached bool
+		link     Link
+	}{
+		"owned":            {},
+		"detached":         {detached: true, link: Link{BitsPerSecond: 1e9}},
+		"delayed":          {link: Link{RTT: 20 * time.Millisecond, BitsPerSecond: 1e9}},
+		"delayed detached": {true, Link{RTT: 20 * time.Millisecond, LossPercent: 0.001}},
+	} {
 		t.Run(name, func(t *testing.T) {
-			opts := opts
-			opts.Name, opts.Detached = labName(), detached
+			detached := c.detached
+			opts := Options{
+				Name: labName(), VM: NetNS, Binary: binary, Files: files, Threshold: 64 << 10, Detached: detached, Link: c.link,
+			}
 			t.Cleanup(func() { _ = Down(context.Background(), opts.Name) })
 			l, err := Up(t.Context(), opts)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if (l.Link.Seed != 0) != (c.link.LossPercent > 0) {
+				t.Errorf("the link is %v", l.Link)
 			}
 			useLab(t, l, content)
 			if _, err := Up(t.Context(), opts); err == nil || !strings.Contains(err.Error(), "lab down --name "+opts.Name) {
@@ -230,6 +229,17 @@ func useLab(t *testing.T, l *Lab, content []byte) {
 	t.Helper()
 	c := l.HTTPClient()
 	defer c.CloseIdleConnections()
+	for range 5 { // one that is held up does not hide that the link is too short
+		began := time.Now()
+		conn, err := l.DialContext(t.Context(), "tcp", l.Addr(Baremetal))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		if took := time.Since(began); took < l.Link.RTT {
+			t.Errorf("a connection takes %v, over a link of %v", took, l.Link)
+		}
+	}
 	for _, arm := range Arms() {
 		resp, err := c.Get(l.URL(arm, "f.mp4"))
 		if err != nil {
@@ -266,7 +276,18 @@ func useLab(t *testing.T, l *Lab, content []byte) {
 	if l.Accelerator() != "none" || l.QEMUVersion() != "" {
 		t.Errorf("accelerator %s, QEMU %s", l.Accelerator(), l.QEMUVersion())
 	}
+	if _, delayed := l.Link.DelayLine(); delayed {
+		s, err := l.LinkStats(t.Context())
+		if err != nil || s.Link != l.Link.String() || s.ToClient.Bytes < int64(len(Arms())*len(content)) || s.ToHost.Packets == 0 {
+			t.Errorf("the link says %+v, %v", s, err)
+		}
+	} else if s, err := l.LinkStats(t.Context()); err == nil {
+		t.Errorf("a link without a delay line says %+v", s)
+	}
 	text := l.WhatToTry("f.mp4")
+	if !strings.Contains(text, l.Link.String()) {
+		t.Errorf("what to try lacks the link %v:\n%s", l.Link, text)
+	}
 	for _, want := range []string{l.URL(Lease, "f.mp4"), "lab down --name " + l.Name, l.Dir} {
 		if !strings.Contains(text, want) {
 			t.Errorf("what to try lacks %q:\n%s", want, text)
@@ -294,7 +315,8 @@ func useLab(t *testing.T, l *Lab, content []byte) {
 func TestDownAfterKilledUp(t *testing.T) {
 	name := labName()
 	t.Cleanup(func() { _ = Down(context.Background(), name) })
-	l, err := prepare(Options{Name: name, VM: NetNS, Binary: buildBinary(t), Files: t.TempDir(), Detached: true})
+	link := Link{RTT: time.Millisecond}
+	l, err := prepare(Options{Name: name, VM: NetNS, Binary: buildBinary(t), Files: t.TempDir(), Detached: true, Link: link})
 	if err != nil {
 		t.Fatal(err)
 	}

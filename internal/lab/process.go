@@ -25,15 +25,16 @@ type process struct {
 // guestEnv makes a namespace stand for a VM of so many CPUs.
 func (l *Lab) guestEnv() string { return fmt.Sprintf("GOMAXPROCS=%d", l.CPUs) }
 
-// startProcess starts the binary inside a namespace; its output goes to NAME.log in the lab's directory, behind what an earlier run wrote.
-func (l *Lab) startProcess(name string, ns *netns.Namespace, args ...string) error {
+// startProcess starts the binary inside a namespace, with files from descriptor 3 on; its output goes to NAME.log in the lab's directory, behind what an
+// earlier run wrote.
+func (l *Lab) startProcess(name string, ns *netns.Namespace, files []*os.File, args ...string) error {
 	log, err := os.OpenFile(l.LogPath(name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	cmd := exec.Command(l.Binary, args...)
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, files
 	if ns == l.Guest {
 		cmd.Env = append(os.Environ(), l.guestEnv())
 	}
@@ -85,7 +86,7 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 	return fmt.Errorf("%s did not end within %v after %v and was killed", name, stopGrace, sig)
 }
 
-// LogPath is the log of one of the lab's processes: host, baremetal, vm, offload, lease; console for a VM.
+// LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease; console for a VM.
 func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
 
 // logTails quotes the ends of all logs.
@@ -112,7 +113,7 @@ func (l *Lab) StartHost() error {
 	if err := os.WriteFile(file, []byte(l.hostConfig()), 0o644); err != nil {
 		return err
 	}
-	return l.startProcess(hostProcess, l.Host, "host", "--config", file)
+	return l.startProcess(hostProcess, l.Host, nil, "host", "--config", file)
 }
 
 // hostConfig is the daemon's configuration, as a user would write it.
@@ -158,7 +159,7 @@ func (l *Lab) StartServer(arm Arm) error {
 	if arm == Baremetal {
 		ns = l.Host
 	}
-	return l.startProcess(string(arm), ns, l.serveArgs(arm, func(i int) string { return "unix:" + l.channelSocket(arm, i) }, l.Files)...)
+	return l.startProcess(string(arm), ns, nil, l.serveArgs(arm, func(i int) string { return "unix:" + l.channelSocket(arm, i) }, l.Files)...)
 }
 
 // emulatedBusyPoll suits a VM whose CPU is emulated: a wake-up takes it half a millisecond.
@@ -237,12 +238,14 @@ func (l *Lab) Down() error {
 	}
 	errs = append(errs, l.stopVM())
 	for name := range l.daemons {
-		if name != hostProcess {
+		if name != hostProcess && name != linkProcess {
 			errs = append(errs, l.signal(name, syscall.SIGTERM))
 		}
 	}
-	if l.daemons[hostProcess] != nil {
-		errs = append(errs, l.StopHost(syscall.SIGTERM))
+	for _, name := range []string{hostProcess, linkProcess} { // the daemon drains its connections over the link
+		if l.daemons[name] != nil {
+			errs = append(errs, l.signal(name, syscall.SIGTERM))
+		}
 	}
 	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest} {
 		if ns != nil {

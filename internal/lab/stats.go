@@ -34,16 +34,24 @@ func (l *Lab) adminURL(arm Arm, path string) string {
 
 // HostAdmin calls the host daemon's admin socket and decodes its answer into out, unless that is nil.
 func (l *Lab) HostAdmin(ctx context.Context, method, path string, out any) error {
+	if err := askSocket(ctx, l.adminSocket(), method, path, out); err != nil {
+		return fmt.Errorf("host daemon: %w", err)
+	}
+	return nil
+}
+
+// askSocket calls a process that answers HTTP at a unix socket.
+func askSocket(ctx context.Context, socket, method, path string, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	var d net.Dialer
 	c := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, "unix", l.adminSocket())
+			return d.DialContext(ctx, "unix", socket)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://host"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, nil)
 	if err != nil {
 		return err
 	}
@@ -53,7 +61,7 @@ func (l *Lab) HostAdmin(ctx context.Context, method, path string, out any) error
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("host daemon: %s %s: %s", method, path, resp.Status)
+		return fmt.Errorf("%s %s: %s", method, path, resp.Status)
 	}
 	if out == nil {
 		return nil

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 )
 
@@ -17,25 +16,15 @@ func (l *Lab) WhatToTry(file string) string {
 	}
 	fmt.Fprintf(&b, "\nWhat became of it:\n  %s status --admin %s\n  ip netns exec %s curl %s\n",
 		l.Binary, l.adminSocket(), client, l.adminURL(Lease, "/stats"))
+	if _, ok := l.Link.DelayLine(); ok {
+		fmt.Fprintf(&b, "\nThe client's link:  %v; what it carried:\n  curl --unix-socket %s http://link/stats\n", l.Link, l.linkSocket())
+	} else if link := l.Link.String(); link != "" {
+		fmt.Fprintf(&b, "\nThe client's link:  %s\n", link)
+	}
 	fmt.Fprintf(&b, "\nLogs and sockets:  %s\n", l.Dir)
 	if l.VM == QEMU {
 		fmt.Fprintf(&b, "The VM's console:  %s (accelerator: %s)\n", l.vmConfig().ConsolePath(), l.Accelerator())
 	}
 	fmt.Fprintf(&b, "\nRemove all of it:\n  %s lab down --name %s\n", l.Binary, l.Name)
 	return b.String()
-}
-
-// ParseLink reads a link's speed as tc(8) writes it: 1gbit, 100mbit; empty is 0, no limit.
-func ParseLink(s string) (bitsPerSecond uint64, err error) {
-	if s == "" {
-		return 0, nil
-	}
-	for suffix, unit := range map[string]uint64{"gbit": 1e9, "mbit": 1e6} {
-		if number, ok := strings.CutSuffix(s, suffix); ok {
-			if n, err := strconv.ParseUint(number, 10, 16); err == nil && n > 0 {
-				return n * unit, nil
-			}
-		}
-	}
-	return 0, fmt.Errorf("link %q: write it as 1gbit or 100mbit", s)
 }

@@ -115,6 +115,9 @@ func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
 			Source: shareName, Target: guestMount, Type: "9p", Options: guestinit.Options9p, ReadOnly: true,
 		}},
 	}
+	if l.Congestion != "" {
+		spec.Sysctls = map[string]string{"net.ipv4.tcp_congestion_control": l.Congestion}
+	}
 	for _, arm := range []Arm{VM, Offload, Lease} {
 		spec.Commands = append(spec.Commands, guestinit.Command{
 			Name: string(arm),

@@ -198,6 +198,32 @@ func (ns *Namespace) DefaultRoutes(gateways ...netip.Addr) error {
 	})
 }
 
+// Congestion makes TCP connections to these addresses use a congestion control, also one that the sysctl of a namespace may not name
+// (tcp_set_default_congestion_control, net/ipv4/tcp_cong.c). It gives each a route of its own, as the one that leads there now.
+func (ns *Namespace) Congestion(control string, to ...netip.Addr) error {
+	return ns.Do(func() error {
+		for _, addr := range to {
+			routes, err := netlink.RouteGet(addr.AsSlice())
+			if err == nil && len(routes) == 0 {
+				err = unix.ENETUNREACH
+			}
+			if err != nil {
+				return fmt.Errorf("route to %v: %w", addr, err)
+			}
+			r := netlink.Route{
+				LinkIndex: routes[0].LinkIndex, Gw: routes[0].Gw, Dst: ipNet(netip.PrefixFrom(addr, addr.BitLen())), Congctl: control,
+			}
+			if r.Gw == nil {
+				r.Scope = netlink.SCOPE_LINK
+			}
+			if err := netlink.RouteReplace(&r); err != nil {
+				return fmt.Errorf("congestion control %s to %v (tcp_available_congestion_control names what there is): %w", control, addr, err)
+			}
+		}
+		return nil
+	})
+}
+
 // Limit shapes what leaves through link to rate (bit/s) with a token bucket, so deep that it delays and does not drop.
 func (ns *Namespace) Limit(link string, bitsPerSecond uint64) error {
 	return ns.link(link, func(l netlink.Link) error {

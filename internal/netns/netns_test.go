@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait for something that happens at once on an idle machine.
@@ -177,6 +178,63 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
+// TestCongestion: connections to the addresses use it, on a direct way and through a gateway, in both families; others do not.
+func TestCongestion(t *testing.T) {
+	left, right := newNamespace(t, "left"), newNamespace(t, "right")
+	addrs := []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2"), netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("fd02::2")}
+	err := errors.Join(
+		left.Veth("toright", 10, right, "eth0"),
+		left.Addresses("toright", netip.MustParsePrefix("10.1.0.1/24"), netip.MustParsePrefix("fd01::1/64")),
+		right.Addresses("eth0", netip.PrefixFrom(addrs[0], 24), netip.PrefixFrom(addrs[1], 64)),
+		right.Addresses("lo", netip.PrefixFrom(addrs[2], 32), netip.PrefixFrom(addrs[3], 128)),
+		left.DefaultRoutes(addrs[0], addrs[1]),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(addr netip.Addr) (control string) {
+		t.Helper()
+		var l net.Listener
+		if err := right.Do(func() (err error) { l, err = net.Listen("tcp", netip.AddrPortFrom(addr, 0).String()); return err }); err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		c, err := left.Dial(&net.Dialer{Timeout: patience}, "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		if err == nil {
+			cerr := raw.Control(func(fd uintptr) { control, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION) })
+			err = errors.Join(err, cerr)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return control
+	}
+	// Both are in every kernel; the kernel's default may be one of them.
+	if err := left.Congestion("reno", addrs...); err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(addrs) + 1 { // one after the other changes
+		for j, addr := range addrs {
+			if got, want := of(addr), map[bool]string{true: "cubic", false: "reno"}[j < i]; got != want {
+				t.Errorf("to %v connections use %s, want %s", addr, got, want)
+			}
+		}
+		if i < len(addrs) {
+			if err := left.Congestion("cubic", addrs[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := left.Congestion("nosuch", addrs[0]); err == nil || !strings.Contains(err.Error(), "nosuch") {
+		t.Errorf("a congestion control that there is not: %v", err)
+	}
+}
+
 // TestErrors: each says what it was about.
 func TestErrors(t *testing.T) {
 	ns := newNamespace(t, "host")
@@ -184,6 +242,7 @@ func TestErrors(t *testing.T) {
 		"nolink":    ns.Up("nolink"),
 		"absent":    ns.Addresses("absent", netip.MustParsePrefix("10.2.0.1/24")),
 		"missing":   ns.Limit("missing", 1e9),
+		"10.8.0.1":  ns.Congestion("reno", netip.MustParseAddr("10.8.0.1")),
 		"uncounted": func() error { _, err := ns.Counters("uncounted"); return err }(),
 		"10.9.0.1":  ns.DefaultRoutes(netip.MustParseAddr("10.9.0.1")),
 		"10.3.0.1":  errors.Join(ns.Addresses("lo", netip.MustParsePrefix("10.3.0.1/24")), ns.Addresses("lo", netip.MustParsePrefix("10.3.0.1/24"))),

@@ -144,7 +144,11 @@ func (c *calls) enterRepair(i *info) error {
 func (c *calls) readRepair(st *tcpstate.State, i *info) {
 	st.Options = i.options & (tcpstate.OptTimestamps | tcpstate.OptSACK | tcpstate.OptWScale)
 	st.SendWScale, st.RecvWScale = i.wscale&0xf, i.wscale>>4
-	st.Cwnd, st.RTT = min(i.startWindow(), tcpstate.MaxCwnd), time.Duration(i.rttUs)*time.Microsecond
+	st.Cwnd, st.Ssthresh = min(i.startWindow(), tcpstate.MaxCwnd), i.sndSsthresh
+	if st.Ssthresh > tcpstate.MaxCwnd { // TCP_INFINITE_SSTHRESH (include/net/tcp.h): none was found
+		st.Ssthresh = 0
+	}
+	st.RTT = time.Duration(i.rttUs) * time.Microsecond
 	if st.MSS == 0 {
 		// In repair mode this is the clamp from the handshake, without it the current segment size (do_tcp_getsockopt,
 		// net/ipv4/tcp.c). A clamp beyond the limit of the option can only come from a link with a huge MTU.

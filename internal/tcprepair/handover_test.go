@@ -38,7 +38,7 @@ func TestRoundTrip(t *testing.T) {
 				}
 				// All else is the same connection's.
 				st.SendSeq, st.RecvSeq = back.SendSeq, back.RecvSeq
-				st.Timestamp, st.Window, st.Cwnd, st.RTT = back.Timestamp, back.Window, back.Cwnd, back.RTT
+				st.Timestamp, st.Window, st.Cwnd, st.Ssthresh, st.RTT = back.Timestamp, back.Window, back.Cwnd, back.Ssthresh, back.RTT
 				if diff := cmp.Diff(st, back, cmp.Comparer(func(a, b tcpstate.State) bool { return a == b })); diff != "" {
 					t.Errorf("the state changed at the host (-guest +host):\n%s", diff)
 				}

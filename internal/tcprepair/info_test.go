@@ -16,6 +16,7 @@ func TestInfoLayout(t *testing.T) {
 		"tcpi_unacked":        {unsafe.Offsetof(i.unackedSegs), unsafe.Offsetof(k.Unacked)},
 		"tcpi_last_data_sent": {unsafe.Offsetof(i.sinceDataMs), unsafe.Offsetof(k.Last_data_sent)},
 		"tcpi_rtt":            {unsafe.Offsetof(i.rttUs), unsafe.Offsetof(k.Rtt)},
+		"tcpi_snd_ssthresh":   {unsafe.Offsetof(i.sndSsthresh), unsafe.Offsetof(k.Snd_ssthresh)},
 		"tcpi_snd_cwnd":       {unsafe.Offsetof(i.sndCwnd), unsafe.Offsetof(k.Snd_cwnd)},
 		"tcpi_notsent_bytes":  {unsafe.Offsetof(i.notSentBytes), unsafe.Offsetof(k.Notsent_bytes)},
 	} {

@@ -40,7 +40,8 @@ type info struct {
 	sinceDataMs  uint32 // tcpi_last_data_sent, offset 44
 	_            [5]uint32
 	rttUs        uint32 // tcpi_rtt, offset 68
-	_            [2]uint32
+	_            uint32
+	sndSsthresh  uint32 // tcpi_snd_ssthresh, offset 76, segments
 	sndCwnd      uint32 // tcpi_snd_cwnd, offset 80, segments
 	_            [15]uint32
 	notSentBytes uint32 // tcpi_notsent_bytes, offset 144

@@ -77,8 +77,9 @@ type State struct {
 	Window     Window
 
 	// What the path was found to be like; 0: not known.
-	Cwnd uint32        // our congestion window, segments
-	RTT  time.Duration // smoothed round trip, whole µs
+	Cwnd     uint32        // our congestion window, segments
+	Ssthresh uint32        // the window from which on it grows slowly (ssthresh, RFC 5681), segments
+	RTT      time.Duration // smoothed round trip, whole µs
 
 	NoDelay    bool   // TCP_NODELAY
 	TOS        uint8  // IP_TOS or IPV6_TCLASS: DSCP and ECN bits
@@ -123,8 +124,8 @@ func (s *State) Check() error {
 	case s.Window.MaxWindow < s.Window.SndWnd:
 		// tcp_repair_set_window, net/ipv4/tcp.c
 		return bad("window %d exceeds its maximum %d", s.Window.SndWnd, s.Window.MaxWindow)
-	case s.Cwnd > MaxCwnd || s.RTT < 0 || s.RTT > maxRTT:
-		return bad("window of %d segments or round trip of %v out of range", s.Cwnd, s.RTT)
+	case s.Cwnd > MaxCwnd || s.Ssthresh > MaxCwnd || s.RTT < 0 || s.RTT > maxRTT:
+		return bad("window of %d segments, threshold of %d or round trip of %v out of range", s.Cwnd, s.Ssthresh, s.RTT)
 	case len(s.Congestion) > MaxCongestionName:
 		return bad("congestion control name of %d bytes", len(s.Congestion))
 	case ka.Idle < 0 || ka.Idle > maxKeepAlive || ka.Interval < 0 || ka.Interval > maxKeepAlive ||

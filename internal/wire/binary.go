@@ -123,7 +123,9 @@ func appendState(b []byte, s *tcpstate.State) []byte {
 	b = le.AppendUint16(b, uint16(s.KeepAlive.Idle/time.Second))
 	b = le.AppendUint16(b, uint16(s.KeepAlive.Interval/time.Second))
 	b = append(b, byte(s.KeepAlive.Count), s.TOS)
-	b = le.AppendUint32(le.AppendUint32(b, s.Cwnd), uint32(s.RTT/time.Microsecond))
+	for _, v := range [3]uint32{s.Cwnd, s.Ssthresh, uint32(s.RTT / time.Microsecond)} {
+		b = le.AppendUint32(b, v)
+	}
 	b = append(le.AppendUint64(b, s.MaxPacing), byte(len(s.Congestion)))
 	return append(b, s.Congestion...)
 }
@@ -150,7 +152,7 @@ func (d *decoder) state() tcpstate.State {
 	s.KeepAlive.Idle = time.Duration(f.u16()) * time.Second
 	s.KeepAlive.Interval = time.Duration(f.u16()) * time.Second
 	s.KeepAlive.Count = int(f.u8())
-	s.TOS, s.Cwnd, s.RTT, s.MaxPacing = f.u8(), f.u32(), time.Duration(f.u32())*time.Microsecond, f.u64()
+	s.TOS, s.Cwnd, s.Ssthresh, s.RTT, s.MaxPacing = f.u8(), f.u32(), f.u32(), time.Duration(f.u32())*time.Microsecond, f.u64()
 	s.Congestion = string(d.take(int(f.u8())))
 	switch {
 	case d.err != nil:

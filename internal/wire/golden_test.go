@@ -25,7 +25,7 @@ const (
 	layoutHeader = "length:u4 type:u1 flags:u1 reserved:z2 id:u4 session:u4"
 	layoutFile   = "share:s1 path:s2 size:i8 mtime:i8"
 	layoutState  = "family:u1 options:u1 shifts:b1 socket:u1 local:b16 remote:b16 local-port:u2 remote-port:u2 send-seq:u4 recv-seq:u4 " +
-		"timestamp:u4 snd_wl1:u4 snd_wnd:u4 max_window:u4 rcv_wnd:u4 rcv_wup:u4 mss:u2 idle:u2 interval:u2 count:u1 tos:u1 cwnd:u4 rtt:u4 max_pacing:u8 congestion:s1"
+		"timestamp:u4 snd_wl1:u4 snd_wnd:u4 max_window:u4 rcv_wnd:u4 rcv_wup:u4 mss:u2 idle:u2 interval:u2 count:u1 tos:u1 cwnd:u4 ssthresh:u4 rtt:u4 max_pacing:u8 congestion:s1"
 )
 
 func layoutOf(t Type) string {

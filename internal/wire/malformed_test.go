@@ -28,9 +28,10 @@ const (
 	offInterval   = 76
 	offCount      = 78
 	offCwnd       = 80
-	offRTT        = 84
-	offNameLength = 96
-	offName       = 97
+	offSsthresh   = 84
+	offRTT        = 88
+	offNameLength = 100
+	offName       = 101
 )
 
 // malformed is a payload that breaks one rule. want is a part of the error, to show that this rule and no other refused it.
@@ -222,6 +223,7 @@ func malformedStates() []malformed {
 		{name: "keepalive idle", change: put(offIdle, 0, 0x80), want: "keepalive"},
 		{name: "keepalive interval", change: put(offInterval, 0xff, 0xff), want: "keepalive"},
 		{name: "congestion window", change: put(offCwnd, 1, 0, 1, 0), want: "window of 65537 segments"},
+		{name: "slow start threshold", change: put(offSsthresh, 1, 0, 1, 0), want: "threshold of 65537"},
 		{name: "round trip", change: put(offRTT, 0xff, 0xff, 0xff, 0xff), want: "round trip"},
 		{name: "keepalive count", change: put(offCount, 128), want: "keepalive"},
 		{name: "congestion control too long", change: name("sixteen-letters_"), want: "name of 16 bytes"},

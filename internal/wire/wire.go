@@ -24,7 +24,7 @@ const (
 	MaxShare       = 64
 	MaxPath        = 1024
 	magicSize      = 16
-	stateFixedSize = 97
+	stateFixedSize = 101
 )
 
 // Type of a frame.
