@@ -141,7 +141,7 @@ func labDownCommand() *cobra.Command {
 		Short: "Remove every trace of a lab",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := lab.Down(cmd.Context(), name)
+			err := lab.Down(cmd.Context(), name, func(step string) { fmt.Fprintln(cmd.OutOrStdout(), "lab:", step) })
 			if errors.Is(err, lab.ErrNoLab) {
 				names, _ := lab.List()
 				return fmt.Errorf("%w; there are: %v", err, names)
