@@ -47,6 +47,10 @@ type expectations struct {
 	changes  session.Expectation // of hands: GRANTED, RELEASED
 }
 
+// rightsHint says what to do when the kernel lets this process load no program. Before Linux 5.11 such programs count as locked memory.
+const rightsHint = "run as root, or with CAP_NET_ADMIN, CAP_BPF and CAP_NET_RAW (and LimitMEMLOCK=infinity before Linux 5.11); " +
+	"`spillway doctor guest` says what is missing; mode off serves without offloading"
+
 // NewAgent makes an agent that serves everything locally until Run has found the host. The error says what this process lacks for
 // offloading; in mode Off nothing is needed.
 func NewAgent(opts Options) (*Agent, error) {
@@ -65,7 +69,7 @@ func NewAgent(opts Options) (*Agent, error) {
 	}
 	freezer, err := tcprepair.NewFreezer()
 	if err != nil {
-		return nil, fmt.Errorf("cannot offload from here: %w; run as root (CAP_NET_ADMIN and CAP_BPF), see spillway doctor", err)
+		return nil, fmt.Errorf("cannot offload from here: %w; %s", err, rightsHint)
 	}
 	a.freezer = freezer
 	if a.start, err = tcprepair.NewStartWindow(); err != nil {
