@@ -4,6 +4,8 @@ export CGO_ENABLED := 0
 CACHE := build/cache
 GO ?= go
 FUZZTIME ?= 20s
+# The packages whose tests need no root: docs/testing.md, the tier "unit".
+UNIT := archtest bench channel config dataset doctor feature feature/featuretest lease loglimit media mediafs metrics session share status tcpstate wire
 
 .DEFAULT_GOAL := help
 
@@ -29,7 +31,7 @@ test: setup build ## Run all tests: units, namespaces, a real VM (root)
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root
-	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/metrics ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
+	$(GO) test -count=1 $(addprefix ./internal/,$(UNIT))
 
 .PHONY: race
 race: setup build ## Run the tests under the race detector (needs a C compiler)
