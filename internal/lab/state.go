@@ -55,9 +55,9 @@ func readProcess(pid int) (p procStat, err error) {
 	if err != nil {
 		return p, err
 	}
-	// proc_pid_stat(5): the command's name, in parentheses, may hold anything; behind it are fields 3 and on.
+	// proc_pid_stat(5): the command's name, in parentheses, may hold anything; behind it are the fields from 3 on.
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	const state, parent, startTime = 3 - 3, 4 - 3, 22 - 3
+	const state, parent, startTime = 0, 1, 19 // fields 3, 4 and 22
 	if len(fields) <= startTime {
 		return p, fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(fields))
 	}
