@@ -92,8 +92,8 @@ func TestHostValidate(t *testing.T) {
 		h := DefaultHost()
 		h.Shares = []HostShare{{"media", "/srv/media"}, {"films-2", "/srv/films"}}
 		h.VMs = []VM{
-			{"vm0", []string{"unix:/run/0"}, []netip.Addr{addr("10.0.0.5"), addr("2001:db8::5")}, []string{"media"}, 1, 1},
-			{"vm1", []string{"vsock:4:9000"}, []netip.Addr{addr("10.0.0.6")}, []string{"media"}, 1, 1},
+			{"vm0", []string{"unix:/run/0"}, "", []netip.Addr{addr("10.0.0.5"), addr("2001:db8::5")}, []string{"media"}, 1, 1},
+			{"vm1", []string{"vsock:4:9000"}, "", []netip.Addr{addr("10.0.0.6")}, []string{"media"}, 1, 1},
 		}
 		if err := h.Validate(); err != nil {
 			t.Fatal(err)

@@ -220,7 +220,7 @@ func (d *Daemon) listen() ([]vmListener, error) {
 	var all []vmListener
 	for _, v := range d.vms {
 		for _, a := range v.channels {
-			l, err := channel.Listen(a)
+			l, err := channel.Listen(a, v.gid)
 			if err != nil {
 				for _, open := range all {
 					err = errors.Join(err, open.listener.Close())

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os/user"
+	"strconv"
 	"sync"
 
 	"spillway/internal/channel"
@@ -25,6 +27,7 @@ type vm struct {
 	log       *slog.Logger
 	name      string
 	channels  []channel.Address
+	gid       int // the group of the channels' sockets, or channel.NoGroup
 	addresses map[netip.Addr]bool
 	shares    map[string]*share.Share
 	maxLeases int
@@ -55,6 +58,10 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 		files:  make(map[wire.FileRef]int),
 		leases: make(map[*leaseConn]struct{}), handlers: make(map[*handler]struct{}),
 	}
+	var err error
+	if v.gid, err = groupID(cfg.Group); err != nil {
+		return nil, fmt.Errorf("VM %s: %w", cfg.Name, err)
+	}
 	for _, s := range cfg.Channels {
 		a, err := channel.ParseAddress(s)
 		if err != nil {
@@ -69,6 +76,21 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 		v.shares[name] = shares[name]
 	}
 	return v, nil
+}
+
+// groupID is the number of a group that is named or numbered in the configuration.
+func groupID(group string) (int, error) {
+	if group == "" {
+		return channel.NoGroup, nil
+	}
+	if gid, err := strconv.ParseUint(group, 10, 31); err == nil {
+		return int(gid), nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, fmt.Errorf("its group: %w; use the one that QEMU runs with (`ps -o group= -C qemu-system-x86_64`), or its number", err)
+	}
+	return strconv.Atoi(g.Gid)
 }
 
 // serve speaks with the guest over one connection of a channel until it fails or ctx is done. begins is the channel's limiter for the
