@@ -18,7 +18,7 @@ build: ## Build build/spillway
 	$(GO) build -trimpath -o build/spillway ./cmd/spillway
 
 .PHONY: setup
-setup: ## Install what is missing: QEMU, and a kernel for the VM (downloaded, not installed)
+setup: ## Install what is missing: QEMU, nft, curl, and a kernel for the VM (downloaded, not installed)
 	@scripts/setup.sh $(CACHE)
 
 .PHONY: demo

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"runtime"
 
@@ -32,6 +35,9 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.LoadHost(file)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w; examples/host.toml shows what belongs into it; --config names another file", err)
+			}
 			if err != nil {
 				return err
 			}
@@ -49,7 +55,11 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 			if err != nil {
 				return err
 			}
-			return d.Run(cmd.Context())
+			err = d.Run(cmd.Context())
+			if errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w; run it as root; `spillway doctor host` says what is missing", err)
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", defaultHostConfig, "configuration file")

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -143,8 +144,10 @@ func labDownCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := lab.Down(cmd.Context(), name, func(step string) { fmt.Fprintln(cmd.OutOrStdout(), "lab:", step) })
 			if errors.Is(err, lab.ErrNoLab) {
-				names, _ := lab.List()
-				return fmt.Errorf("%w; there are: %v", err, names)
+				if names, _ := lab.List(); len(names) > 0 {
+					return fmt.Errorf("%w; there are: %s", err, strings.Join(names, ", "))
+				}
+				return fmt.Errorf("%w; there is none at all", err)
 			}
 			return err
 		},

@@ -84,7 +84,7 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	return l, nil
 }
 
-// Validate tells whether a lab can have this name and this kind of guest.
+// Validate tells whether there can be such a lab here: a bench asks before it makes its data sets.
 func (o Options) Validate() error {
 	if !validName.MatchString(o.Name) {
 		return fmt.Errorf("lab name %q: use 1 to 20 of a to z, 0 to 9 and '-'", o.Name)
@@ -95,16 +95,29 @@ func (o Options) Validate() error {
 	if o.CPUs < 0 || o.CPUs > maxCPUs {
 		return fmt.Errorf("a guest of %d CPUs: use 1 to %d", o.CPUs, maxCPUs)
 	}
+	if os.Geteuid() != 0 {
+		return errors.New("a lab needs root: it makes network namespaces")
+	}
+	if o.VM == QEMU {
+		_, err := o.kernel()
+		return err
+	}
 	return nil
+}
+
+// kernel is that of the VM.
+func (o Options) kernel() (qemu.Kernel, error) {
+	k, err := qemu.FindKernel(filepath.Join(o.Cache, "kernel"))
+	if err != nil {
+		err = fmt.Errorf("no kernel for the VM: run make setup, or scripts/setup.sh %s, or do without a VM: --vm netns (%w)", o.Cache, err)
+	}
+	return k, err
 }
 
 // prepare checks the options, removes what killed processes have left of their labs, and takes the lab's name.
 func prepare(ctx context.Context, opts Options) (*Lab, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
-	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("a lab needs root: it makes network namespaces")
 	}
 	opts.CPUs = max(opts.CPUs, 1)
 	if opts.Progress == nil {
