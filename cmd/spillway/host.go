@@ -51,11 +51,14 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 				return err
 			}
 			shareCPUs()
-			d, err := host.New(cfg, newLogger(cfg.LogLevel))
+			log := newLogger(cfg.LogLevel)
+			d, err := host.New(cfg, log)
 			if err != nil {
 				return err
 			}
+			stop := tellSystemd(cmd.Context(), d, log)
 			err = d.Run(cmd.Context())
+			stop()
 			if errors.Is(err, fs.ErrPermission) {
 				err = fmt.Errorf("%w; run it as root; `spillway doctor host` says what is missing", err)
 			}

@@ -32,6 +32,7 @@ type Daemon struct {
 	vms    []*vm
 
 	started  time.Time
+	ready    chan struct{}  // closed when the daemon serves
 	buffers  sync.Pool      // of *buffer
 	running  sync.WaitGroup // goroutines of leases and desks
 	active   atomic.Int64   // leases whose sender runs
@@ -65,7 +66,7 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 	if err := env.do(func() error { return foreignAddresses(cfg.VMs) }); err != nil {
 		return nil, err
 	}
-	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]*share.Share), started: time.Now()}
+	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]*share.Share), started: time.Now(), ready: make(chan struct{})}
 	d.buffers.New = func() any { return new(buffer) }
 	files := 0
 	for _, v := range cfg.VMs {
@@ -117,6 +118,9 @@ func (d *Daemon) Close() {
 		s.Close()
 	}
 }
+
+// Ready is closed when Run has come so far that it serves.
+func (d *Daemon) Ready() <-chan struct{} { return d.ready }
 
 // Run installs the redirect, listens at the channels of all VMs and serves until ctx is done. Then it drains: it tells the guests, gives the
 // connections back that can be, waits for the others up to the drain timeout, and closes what remains. When it returns, nothing is left
@@ -247,6 +251,7 @@ func (d *Daemon) serve(ctx context.Context, listeners []vmListener) {
 	swept, stopSweeper := context.WithCancel(serving)
 	sweeper.Go(func() { d.sweep(swept) })
 	d.log.Info("host daemon serves", "vms", len(d.vms), "channels", len(listeners))
+	close(d.ready)
 
 	<-ctx.Done()
 	d.drain()
