@@ -30,6 +30,7 @@ type Agent struct {
 	freezer *tcprepair.Freezer     // nil: this kernel or this user cannot freeze sockets
 	start   *tcprepair.StartWindow // nil: it cannot be had
 	stats   *Stats
+	costs   *costs // nil: the threshold is fixed
 	expects expectations
 
 	// What a broken host or kernel causes at every request. Two, so that neither hides the other.
@@ -67,6 +68,9 @@ func NewAgent(opts Options) (*Agent, error) {
 	if a.policy.Mode == Off {
 		return a, nil
 	}
+	if a.policy.Threshold == ThresholdAuto {
+		a.costs = &costs{mode: a.policy.Mode}
+	}
 	freezer, err := tcprepair.NewFreezer()
 	if err != nil {
 		return nil, fmt.Errorf("cannot offload from here: %w; %s", err, rightsHint)
@@ -88,13 +92,12 @@ func (a *Agent) Close() error {
 
 // Serve runs sessions over conn until it fails or ctx is done. One call at a time for each channel; channel.Keep calls it again on the next connection.
 func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
-	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: a.ended}, a.begin)
-}
-
-func (a *Agent) ended(err error) {
-	if !errors.Is(err, context.Canceled) {
-		a.log.Warn("session with the host ended", "error", err)
+	ended := func(err error) {
+		if ctx.Err() == nil { // else we have ended it, and err is only how it was interrupted
+			a.log.Warn("session with the host ended", "error", err)
+		}
 	}
+	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: ended}, a.begin)
 }
 
 // warn logs what went wrong with a connection, if the limit allows a line now.
@@ -112,6 +115,9 @@ func (a *Agent) Snapshot() Snapshot {
 	s := a.stats.snapshot()
 	s.Mode = a.policy.Mode.String()
 	s.Host, s.Channels, s.Leases = a.state()
+	if a.costs != nil {
+		s.Learned = a.costs.learned()
+	}
 	return s
 }
 
