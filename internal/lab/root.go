@@ -21,7 +21,7 @@ const lockInterval = 10 * time.Millisecond
 // lock goes with the process, and leaves no file behind.
 func lockRoot(ctx context.Context, root string) (unlock func(), err error) {
 	for {
-		if err := os.MkdirAll(root, 0o755); err != nil {
+		if err := os.MkdirAll(root, 0o755); err != nil && !errors.Is(err, os.ErrExist) { // which it says when root goes in this moment
 			return nil, err
 		}
 		unlock, err := lockExisting(ctx, root)
