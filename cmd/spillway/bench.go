@@ -91,7 +91,7 @@ func benchDemoCommand() *cobra.Command {
 	var flags benchFlags
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Stream small data sets in the shape of the seed's Table I through every arm",
+		Short: "Stream small data sets in the shape of the paper's Table I through every arm",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			progress := bench.NewProgress(os.Stderr)
