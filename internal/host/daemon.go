@@ -32,8 +32,9 @@ type Daemon struct {
 	vms    []*vm
 
 	started  time.Time
-	ready    chan struct{}  // closed when the daemon serves
-	buffers  sync.Pool      // of *buffer
+	ready    chan struct{} // closed when the daemon serves
+	buffers  sync.Pool     // of *buffer
+	cold     coldReader
 	running  sync.WaitGroup // goroutines of leases and desks
 	active   atomic.Int64   // leases whose sender runs
 	draining atomic.Bool
@@ -68,6 +69,7 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 	}
 	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]*share.Share), started: time.Now(), ready: make(chan struct{})}
 	d.buffers.New = func() any { return new(buffer) }
+	d.cold = newColdReader()
 	files := 0
 	for _, v := range cfg.VMs {
 		files += v.MaxOpenFiles
