@@ -43,6 +43,7 @@ bench: setup build ## Measure requests, handovers and a path with delay in both 
 	build/spillway bench request --cache $(CACHE) --vm qemu --requests 500 --json build/request-qemu.json
 	build/spillway bench path --cache $(CACHE) --vm netns --json build/path-netns.json
 	build/spillway bench path --cache $(CACHE) --vm qemu --json build/path-qemu.json
+	build/spillway bench idle --cache $(CACHE) --json build/idle-netns.json
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (default 20s)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -40,6 +41,7 @@ type Options struct {
 	Threshold int64          // bytes, of the offloading arms
 	BusyPoll  *time.Duration // of the offloading servers; nil: what suits the guest
 	CPUs      int            // of the guest, each with a channel of its own for each arm; default: 1
+	MaxLeases int            // that the guest may have; 0: the daemon's default
 	Link      Link           // between client and host
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
@@ -182,6 +184,13 @@ func (l *Lab) guestLink() error {
 		l.Guest.Addresses(peerLink, guestAddr4, guestAddr6),
 		l.Guest.DefaultRoutes(gateway4.Addr(), gateway6.Addr()),
 	)
+}
+
+// namespaces are those of the lab that there are, by role.
+func (l *Lab) namespaces() map[string]*netns.Namespace {
+	all := map[string]*netns.Namespace{"client": l.Client, "host": l.Host, "guest": l.Guest}
+	maps.DeleteFunc(all, func(_ string, ns *netns.Namespace) bool { return ns == nil })
+	return all
 }
 
 // congestion sets the congestion control of host and guest; a VM's init does it there.

@@ -122,6 +122,10 @@ func (l *Lab) hostConfig() string {
 	if d := l.busyPoll(); d != nil {
 		busyPoll = fmt.Sprintf("busy_poll = %q\n", d)
 	}
+	limits := ""
+	if l.MaxLeases > 0 {
+		limits = fmt.Sprintf("max_leases = %d\n", l.MaxLeases)
+	}
 	var channels []string
 	for _, arm := range channelArms {
 		for i := range l.CPUs {
@@ -140,8 +144,8 @@ name = %q
 channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
-		guestAddr4.Addr(), guestAddr6.Addr(), shareName)
+%s`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
+		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits)
 }
 
 func (l *Lab) adminSocket() string { return filepath.Join(l.Dir, "admin.sock") }
