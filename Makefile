@@ -4,6 +4,7 @@ export CGO_ENABLED := 0
 CACHE := build/cache
 GO ?= go
 FUZZTIME ?= 20s
+MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 
@@ -44,6 +45,10 @@ bench: setup build ## Measure requests, handovers and a path with delay in both 
 	build/spillway bench path --cache $(CACHE) --vm netns --json build/path-netns.json
 	build/spillway bench path --cache $(CACHE) --vm qemu --json build/path-qemu.json
 	build/spillway bench idle --cache $(CACHE) --json build/idle-netns.json
+
+.PHONY: soak
+soak: build ## Disturb a lab for MINUTES (default 10) under clients that check every byte
+	build/spillway bench soak --cache $(CACHE) --minutes $(MINUTES)
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (default 20s)

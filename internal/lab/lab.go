@@ -277,12 +277,12 @@ func (l *Lab) WaitArm(ctx context.Context, arm Arm) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("arm %s is not ready: %w\n%s", arm, last, l.logTails())
+			return fmt.Errorf("arm %s is not ready: %w\n%s", arm, last, l.LogTails())
 		case <-time.After(5 * time.Millisecond):
 		}
 		for _, p := range l.daemons {
 			if p.exited() {
-				return fmt.Errorf("%s has ended\n%s", p.name, l.logTails())
+				return fmt.Errorf("%s has ended\n%s", p.name, l.LogTails())
 			}
 		}
 	}
@@ -306,7 +306,7 @@ func (l *Lab) Health() error {
 	if len(ended) == 0 {
 		return nil
 	}
-	return fmt.Errorf("ended by itself: %v\n%s", ended, l.logTails())
+	return fmt.Errorf("ended by itself: %v\n%s", ended, l.LogTails())
 }
 
 func (l *Lab) armReady(ctx context.Context, arm Arm) error {

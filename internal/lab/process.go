@@ -89,8 +89,8 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 // LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease; console for a VM.
 func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
 
-// logTails quotes the ends of all logs.
-func (l *Lab) logTails() string {
+// LogTails quotes the ends of all logs.
+func (l *Lab) LogTails() string {
 	const tailBytes = 2000
 	var b strings.Builder
 	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log"))
