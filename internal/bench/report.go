@@ -58,7 +58,7 @@ type Row struct {
 	// Drops are packets that the link with delay has dropped, by cause, in both directions.
 	Drops Counts `json:"drops,omitempty"`
 
-	// TCPTimeouts are retransmission timeouts that the kernel counted meanwhile (TcpExtTCPTimeouts), by namespace; those of a VM are not known.
+	// TCPTimeouts are retransmission timeouts that the kernel counted meanwhile (TcpExtTCPTimeouts), by side: client, host, guest. Those that were none are not there.
 	TCPTimeouts Counts `json:"tcp_timeouts,omitempty"`
 
 	// Leases are the connections that the host had, where the row is about them.

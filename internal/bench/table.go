@@ -65,7 +65,12 @@ func (r *Report) WriteTimes(w io.Writer) error {
 		},
 		left: []bool{0: true, 1: true, 9: true},
 	}
-	ms := func(us float64) string { return fixed(us/1000, 1) }
+	ms := func(us float64) string {
+		if us < 10_000 { // of a small response every microsecond counts
+			return fixed(us/1000, 3)
+		}
+		return fixed(us/1000, 1)
+	}
 	for _, row := range r.Rows {
 		t.add(row.Drops.lines(), row.Arm, row.Case, strconv.Itoa(row.N), ms(row.FirstByteUs), ms(row.FirstByteP99Us), ms(row.FirstByteIQRUs),
 			ms(row.MedianUs), ms(row.P99Us), ms(row.IQRUs))
@@ -159,7 +164,7 @@ func (r *Report) writeMachine(b *strings.Builder) {
 	}
 	for _, row := range r.Rows {
 		for _, ns := range slices.Sorted(maps.Keys(row.TCPTimeouts)) {
-			fmt.Fprintf(b, "\n%s, %s: %d TCP retransmission timeouts in the namespace %s", row.Arm, row.Case, row.TCPTimeouts[ns], ns)
+			fmt.Fprintf(b, "\n%s, %s: %d TCP retransmission timeouts of the %s", row.Arm, row.Case, row.TCPTimeouts[ns], ns)
 		}
 		if len(row.TCPTimeouts) > 0 {
 			b.WriteByte('\n')

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"spillway/internal/config"
@@ -44,6 +45,7 @@ type Options struct {
 	CPUs      int              // of the guest, each with a channel of its own for each arm; default: 1
 	MaxLeases int              // that the guest may have; 0: the daemon's default
 	Link      Link             // between client and host
+	InMemory  bool             // there is an arm VMTmpfs; QEMU only
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process
@@ -95,6 +97,9 @@ func (o Options) Validate() error {
 	}
 	if o.CPUs < 0 || o.CPUs > maxCPUs {
 		return fmt.Errorf("a guest of %d CPUs: use 1 to %d", o.CPUs, maxCPUs)
+	}
+	if o.InMemory && o.VM != QEMU {
+		return fmt.Errorf("arm %s: it needs a guest with memory of its own; use qemu", VMTmpfs)
 	}
 	return nil
 }
@@ -225,7 +230,7 @@ func (l *Lab) startAll(ctx context.Context) error {
 		return l.startVM(ctx)
 	}
 	l.Progress("guest servers")
-	for _, arm := range []Arm{VM, Offload, Lease} {
+	for _, arm := range l.servers()[1:] {
 		if err := l.StartServer(arm); err != nil {
 			return err
 		}
@@ -261,7 +266,7 @@ func (l *Lab) waitReady(ctx context.Context) error {
 	l.Progress("servers and channels")
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	for _, arm := range Arms() {
+	for _, arm := range l.servers() {
 		if err := l.WaitArm(ctx, arm); err != nil {
 			return err
 		}
@@ -370,3 +375,6 @@ func (l *Lab) GuestCounters() (netns.Counters, error) { return l.Host.Counters(g
 
 // URLPath is the path of a shared file in a URL.
 func URLPath(file string) string { return urlPrefix + file }
+
+// SharedFile is the path of a file beneath the share, from its path in a URL.
+func SharedFile(urlPath string) string { return strings.TrimPrefix(urlPath, urlPrefix) }

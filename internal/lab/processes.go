@@ -123,9 +123,8 @@ func cutSocket(process, number int, paths map[string]bool) (done bool, err error
 	return true, nil
 }
 
-// TCPTimeouts are the retransmission timeouts that the kernel has counted (TcpExtTCPTimeouts of /proc/net/netstat), by namespace. A VM's own are not
-// among them.
-func (l *Lab) TCPTimeouts() (map[string]int64, error) {
+// TCPTimeouts are the retransmission timeouts that the kernels have counted (TcpExtTCPTimeouts of /proc/net/netstat): client, host and guest.
+func (l *Lab) TCPTimeouts(ctx context.Context) (map[string]int64, error) {
 	counts := map[string]int64{}
 	for role, ns := range l.namespaces() {
 		err := ns.Do(func() error {
@@ -140,7 +139,14 @@ func (l *Lab) TCPTimeouts() (map[string]int64, error) {
 			return nil, err
 		}
 	}
-	return counts, nil
+	if l.control == nil {
+		return counts, nil
+	}
+	text, err := l.control.Cat(ctx, "/proc/net/netstat")
+	if err == nil {
+		counts["guest"], err = tcpExtension(string(text), "TCPTimeouts")
+	}
+	return counts, err
 }
 
 // tcpExtension finds a counter of the TcpExt lines of /proc/net/netstat: a line of names, and a line of values.

@@ -64,7 +64,7 @@ func TestProcesses(t *testing.T) {
 	if err := l.WaitArm(ctx, Lease); err != nil {
 		t.Error(err)
 	}
-	counts, err := l.TCPTimeouts()
+	counts, err := l.TCPTimeouts(t.Context())
 	if err != nil || len(counts) != 3 {
 		t.Errorf("TCP timeouts: %v, %v", counts, err)
 	}
