@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ func benchCommand() *cobra.Command {
 		Short: "Measure, in a lab of its own on this machine",
 		Long: `Measure, in a lab of its own on this machine. All arms of a bench run in one lab, interleaved; every body's SHA-256 is checked in a pass
 that is not timed. docs/bench.md explains the figures.`,
-	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand())
+	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand(), benchCPUCommand())
 }
 
 // benchFlags are what every bench can be told.
@@ -48,12 +49,20 @@ func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
 
 // run measures plan and publishes the report.
 func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation.Plan) (*bench.Report, error) {
+	return f.runWith(cmd, name, files, plan, func(ctx context.Context, opts lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
+		return evaluation.Run(ctx, name, opts, plan, p)
+	})
+}
+
+// runWith is run for a measurement of another kind.
+func (f *benchFlags) runWith(cmd *cobra.Command, name, files string, plan evaluation.Plan,
+	measure func(context.Context, lab.Options, evaluation.Plan, *bench.Progress) (*bench.Report, error)) (*bench.Report, error) {
 	plan.Rounds = f.rounds
 	opts, err := f.options(fmt.Sprintf("%s-%d", name, os.Getpid()), files, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	report, err := evaluation.Run(cmd.Context(), name, opts, plan, bench.NewProgress(os.Stderr))
+	report, err := measure(cmd.Context(), opts, plan, bench.NewProgress(os.Stderr))
 	return report, f.publish(cmd, report, err)
 }
 

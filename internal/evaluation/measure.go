@@ -27,6 +27,8 @@ type Plan struct {
 	Rounds      int  // timed passes of each arm
 	Connections int  // that run at the same time, each with all targets
 	NoStalls    bool // a stall in an arm that offloads is an error
+
+	cpu bool // measure CPU time, see RunCPU
 }
 
 // Validate tells whether the plan can be measured.
@@ -62,7 +64,7 @@ func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progres
 	var errs []error
 	for _, c := range plan.Cases {
 		m := measurement{lab: l, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{},
-			timeouts: map[lab.Arm]bench.Counts{}}
+			timeouts: map[lab.Arm]bench.Counts{}, meters: map[lab.Arm]*cpuMeter{}}
 		got, err := m.run(ctx)
 		rows = append(rows, got...)
 		if err != nil {
@@ -83,13 +85,14 @@ type measurement struct {
 	progress  *bench.Progress
 	recorders map[lab.Arm]*bench.Recorder // of the timed passes
 	timeouts  map[lab.Arm]bench.Counts    // of TCP, in these passes
+	meters    map[lab.Arm]*cpuMeter       // likewise, if CPU time is measured
 }
 
 // run measures the case. Without an error, or with doubts about the figures only, it returns a row for each arm.
 func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	verified := map[lab.Arm]*bench.Recorder{}
 	for _, arm := range m.plan.Arms {
-		m.recorders[arm] = &bench.Recorder{}
+		m.recorders[arm], m.meters[arm] = &bench.Recorder{}, &cpuMeter{}
 		verified[arm] = &bench.Recorder{}
 		m.progress.Step("%s, %s: checking every body", m.of.Name, arm)
 		if err := m.pass(ctx, arm, m.distinct(), true, verified[arm]); err != nil {
@@ -108,9 +111,7 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	}
 	err := bench.Interleave(ctx, arms, m.plan.Rounds, func(ctx context.Context, arm string, round int) error {
 		m.progress.Step("%s, %s: round %d of %d", m.of.Name, arm, round+1, m.plan.Rounds)
-		return m.countTimeouts(ctx, lab.Arm(arm), func() error {
-			return m.pass(ctx, lab.Arm(arm), m.of.Targets, false, m.recorders[lab.Arm(arm)])
-		})
+		return m.countTimeouts(ctx, lab.Arm(arm), func() error { return m.timedPass(ctx, lab.Arm(arm)) })
 	})
 	if err != nil {
 		return nil, err
@@ -125,12 +126,28 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 		}
 		row, err := newRow(arm, m.of.Name, m.recorders[arm], verified[arm], stats)
 		row.TCPTimeouts = m.timeouts[arm]
+		if m.plan.cpu {
+			m.meters[arm].report(&row)
+		}
 		rows, doubts = append(rows, row), append(doubts, err, offloaded(arm, row.N, stats))
 		if m.plan.NoStalls {
 			doubts = append(doubts, stalled(arm, row))
 		}
 	}
 	return rows, errors.Join(doubts...)
+}
+
+// timedPass is a pass whose figures count.
+func (m *measurement) timedPass(ctx context.Context, arm lab.Arm) error {
+	pass := func() error { return m.pass(ctx, arm, m.of.Targets, false, m.recorders[arm]) }
+	if !m.plan.cpu {
+		return pass()
+	}
+	// Asking a server in a VM whether it has settled costs as much as a few requests, and is done before the meter runs.
+	if _, err := settled(ctx, m.lab, arm); err != nil {
+		return err
+	}
+	return m.meters[arm].measure(m.lab, arm, pass)
 }
 
 // settleTimeout bounds the wait for a server that still learns that its clients have gone.
