@@ -49,6 +49,7 @@ everything happened.`,
 	flags.add(cmd, lab.NetNS)
 	cmd.Flags().Float64Var(&minutes, "minutes", 10, "how long")
 	cmd.Flags().Uint64Var(&plan.Seed, "seed", 0, "of everything that is decided at random; default: a new one. Another run has other timing, so that it need not go the same way")
+	cmd.Flags().StringVar(&plan.Logs, "logs", "build/soak-logs", "where the lab's logs are kept when the soak fails")
 	cmd.Flags().IntVar(&plan.Clients, "clients", 12, "clients at the same time")
 	cmd.Flags().Int64SliceVar(&plan.Sizes, "sizes", []int64{1, 4096, 65536, 288_600, 1_400_000, 10_500_000}, "file sizes, bytes")
 	return cmd

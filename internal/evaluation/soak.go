@@ -23,6 +23,7 @@ type SoakPlan struct {
 	Seed     uint64 // of everything that is decided at random
 	Clients  int    // at the same time
 	Sizes    []int64
+	Logs     string // where the lab's logs are kept when the soak fails; empty: their ends are in the error
 }
 
 // Validate tells whether the plan can be carried out.
@@ -57,7 +58,7 @@ func RunSoak(ctx context.Context, opts lab.Options, plan SoakPlan, progress *ben
 	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
 		s.lab = l
 		if err := s.run(ctx); err != nil {
-			return fmt.Errorf("seed %d: %w\n%s", plan.Seed, err, l.LogTails())
+			return s.failed(err)
 		}
 		return nil
 	})
@@ -65,6 +66,21 @@ func RunSoak(ctx context.Context, opts lab.Options, plan SoakPlan, progress *ben
 		err = goneLab(opts.Name)
 	}
 	return s.counts, err
+}
+
+// failed tells what is needed to find out why.
+func (s *soak) failed(err error) error {
+	err = fmt.Errorf("seed %d: %w", s.plan.Seed, err)
+	switch {
+	case errors.Is(err, context.Canceled): // it did not fail
+		return err
+	case s.plan.Logs == "":
+		return fmt.Errorf("%w\n%s", err, s.lab.LogTails())
+	}
+	if logErr := s.lab.SaveLogs(s.plan.Logs); logErr != nil {
+		return errors.Join(err, logErr)
+	}
+	return fmt.Errorf("%w; the lab's logs are in %s", err, s.plan.Logs)
 }
 
 // SoakError is what a client met that must not be.

@@ -129,11 +129,20 @@ func TestSoakFindsWrongByte(t *testing.T) {
 	}
 	last := s.files[len(s.files)-1].content
 	last[len(last)-1] ^= 1
-	s.plan.Duration = time.Minute
+	s.plan.Duration, s.plan.Logs = time.Minute, filepath.Join(t.TempDir(), "logs")
 	err := inLab(t.Context(), opts, bench.NewProgress(nil), func(l *lab.Lab) error {
 		s.lab = l
-		return s.run(t.Context())
+		if err := s.run(t.Context()); err != nil {
+			return s.failed(err)
+		}
+		return nil
 	})
+	if log, logErr := os.ReadFile(filepath.Join(s.plan.Logs, "host.log")); logErr != nil || !strings.Contains(err.Error(), s.plan.Logs) || len(log) == 0 {
+		t.Errorf("the logs are not in %s: %v, %v", s.plan.Logs, logErr, err)
+	}
+	if err == nil || !strings.Contains(err.Error(), "seed 1") {
+		t.Errorf("the seed is not in the error: %v", err)
+	}
 	var failed *SoakError
 	if !errors.As(err, &failed) || !errors.Is(err, errWrongBytes) || !strings.Contains(failed.File, "3000000") {
 		t.Errorf("the soak says %v", err)

@@ -89,13 +89,34 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 // LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease; console for a VM.
 func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
 
+// logs are all log files.
+func (l *Lab) logs() []string {
+	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log")) // the patterns are valid
+	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
+	return append(logs, more...)
+}
+
+// SaveLogs copies all logs into a directory, which outlives the lab.
+func (l *Lab) SaveLogs(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range l.logs() {
+		text, err := os.ReadFile(name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, filepath.Base(name)), text, 0o644)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // LogTails quotes the ends of all logs.
 func (l *Lab) LogTails() string {
 	const tailBytes = 2000
 	var b strings.Builder
-	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log"))
-	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
-	for _, name := range append(logs, more...) {
+	for _, name := range l.logs() {
 		text, err := os.ReadFile(name)
 		if err != nil || len(text) == 0 {
 			continue
