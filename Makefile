@@ -5,6 +5,8 @@ CACHE := build/cache
 GO ?= go
 FUZZTIME ?= 20s
 MINUTES ?= 10
+# The packages whose tests need no root: docs/testing.md, the tier "unit".
+UNIT := archtest bench channel config dataset doctor feature feature/featuretest lease loglimit media mediafs metrics session share status tcpstate wire
 
 .DEFAULT_GOAL := help
 
@@ -17,7 +19,7 @@ build: ## Build build/spillway
 	$(GO) build -trimpath -o build/spillway ./cmd/spillway
 
 .PHONY: setup
-setup: ## Install what is missing: QEMU, and a kernel for the VM (downloaded, not installed)
+setup: ## Install what is missing: QEMU, nft, curl, and a kernel for the VM (downloaded, not installed)
 	@scripts/setup.sh $(CACHE)
 
 .PHONY: demo
@@ -30,7 +32,7 @@ test: setup build ## Run all tests: units, namespaces, a real VM (root)
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root
-	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/metrics ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
+	$(GO) test -count=1 $(addprefix ./internal/,$(UNIT))
 
 .PHONY: race
 race: setup build ## Run the tests under the race detector (needs a C compiler)

@@ -29,11 +29,14 @@ everything that the VM does. Beside it stands what all CPUs of the machine spent
 			for _, a := range arms {
 				plan.Arms = append(plan.Arms, lab.Arm(a))
 			}
-			err := plan.Validate()
+			if err := plan.Validate(); err != nil {
+				return err
+			}
+			each, err := flags.perRound(n)
 			if err != nil {
 				return err
 			}
-			if plan.Cases, err = evaluation.SizeCases(dir, sizes, max(1, n/flags.rounds)); err != nil {
+			if plan.Cases, err = evaluation.SizeCases(dir, sizes, each); err != nil {
 				return err
 			}
 			report, err := flags.runWith(cmd, "cpu", dir, plan, evaluation.RunCPU)

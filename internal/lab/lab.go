@@ -6,13 +6,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"time"
 
 	"spillway/internal/config"
@@ -29,9 +26,6 @@ const (
 	QEMU  Kind = "qemu"  // a real VM
 	NetNS Kind = "netns" // a network namespace that stands for one
 )
-
-// StateRoot is where labs keep their state, each in a directory of its name.
-const StateRoot = "/run/spillway-lab"
 
 // Options of a lab.
 type Options struct {
@@ -61,6 +55,7 @@ type Lab struct {
 	Dir                 string // state, logs and sockets
 	Client, Host, Guest *netns.Namespace
 
+	owner   *owner // nil: the lab is up and meant to outlive this process
 	daemons map[string]*process
 	vm      *qemu.VM
 	control *guestinit.Control
@@ -70,7 +65,7 @@ var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,19}$`)
 
 // Up builds a lab. When it fails nothing is left of it but its logs, which the error quotes.
 func Up(ctx context.Context, opts Options) (*Lab, error) {
-	l, err := prepare(opts)
+	l, err := prepare(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -81,13 +76,17 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	if err == nil {
 		err = l.waitReady(ctx)
 	}
+	if err == nil && l.Detached {
+		l.owner = nil
+		err = l.saveState()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lab %s: %w", l.Name, err), l.Down())
 	}
 	return l, nil
 }
 
-// Validate tells whether a lab can have this name and this kind of guest.
+// Validate tells whether there can be such a lab here: a bench asks before it makes its data sets.
 func (o Options) Validate() error {
 	if !validName.MatchString(o.Name) {
 		return fmt.Errorf("lab name %q: use 1 to 20 of a to z, 0 to 9 and '-'", o.Name)
@@ -101,16 +100,29 @@ func (o Options) Validate() error {
 	if o.InMemory && o.VM != QEMU {
 		return fmt.Errorf("arm %s: it needs a guest with memory of its own; use qemu", VMTmpfs)
 	}
+	if os.Geteuid() != 0 {
+		return errors.New("a lab needs root: it makes network namespaces")
+	}
+	if o.VM == QEMU {
+		_, err := o.kernel()
+		return err
+	}
 	return nil
 }
 
-// prepare checks the options and takes the lab's name.
-func prepare(opts Options) (*Lab, error) {
+// kernel is that of the VM.
+func (o Options) kernel() (qemu.Kernel, error) {
+	k, err := qemu.FindKernel(filepath.Join(o.Cache, "kernel"))
+	if err != nil {
+		err = fmt.Errorf("no kernel for the VM: run make setup, or scripts/setup.sh %s, or do without a VM: --vm netns (%w)", o.Cache, err)
+	}
+	return k, err
+}
+
+// prepare checks the options, removes what killed processes have left of their labs, and takes the lab's name.
+func prepare(ctx context.Context, opts Options) (*Lab, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
-	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("a lab needs root: it makes network namespaces")
 	}
 	opts.CPUs = max(opts.CPUs, 1)
 	if opts.Progress == nil {
@@ -127,18 +139,32 @@ func prepare(opts Options) (*Lab, error) {
 	}
 	opts.Link = opts.Link.seeded()
 	l := &Lab{Options: opts, Dir: filepath.Join(StateRoot, opts.Name), daemons: map[string]*process{}}
-	if err := os.MkdirAll(StateRoot, 0o755); err != nil {
+	if l.owner, err = thisProcess(); err != nil {
 		return nil, err
+	}
+	return l, l.makeDir(ctx)
+}
+
+// makeDir makes the lab's directory with its state in it.
+func (l *Lab) makeDir(ctx context.Context) error {
+	unlock, err := lockRoot(ctx, StateRoot)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Another lab that cannot be removed is no reason to have none; the next one tries again.
+	if err := sweep(ctx, StateRoot, l.Progress); err != nil {
+		l.Progress(err.Error())
 	}
 	if err := os.Mkdir(l.Dir, 0o755); errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
+		return fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
 	} else if err != nil {
-		return nil, err
+		return err
 	}
 	if err := l.saveState(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(l.Dir))
+		return errors.Join(err, os.RemoveAll(l.Dir))
 	}
-	return l, nil
+	return nil
 }
 
 // topology makes the namespaces and the links between them.
@@ -236,26 +262,6 @@ func (l *Lab) startAll(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// Addr is where a client reaches an arm's server.
-func (l *Lab) Addr(arm Arm) string { return netip.AddrPortFrom(arm.addr(), arm.port()).String() }
-
-// URL is the address of a file for a client.
-func (l *Lab) URL(arm Arm, path string) string { return "http://" + l.Addr(arm) + urlPrefix + path }
-
-// DialContext connects from the client's namespace, for net/http and the load client.
-func (l *Lab) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	d := &net.Dialer{}
-	if deadline, ok := ctx.Deadline(); ok {
-		d.Deadline = deadline
-	}
-	return l.Client.Dial(d, network, address)
-}
-
-// HTTPClient is a client in the client's namespace with connections of its own.
-func (l *Lab) HTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: l.DialContext, DisableCompression: true}}
 }
 
 // readyTimeout bounds the wait for a server whose machine is up.
@@ -372,9 +378,3 @@ func (l *Lab) QEMUVersion() string {
 
 // GuestCounters are the bytes that have gone to and from the guest's network card, seen from the host: Tx to the guest, Rx from it.
 func (l *Lab) GuestCounters() (netns.Counters, error) { return l.Host.Counters(guestLink) }
-
-// URLPath is the path of a shared file in a URL.
-func URLPath(file string) string { return urlPrefix + file }
-
-// SharedFile is the path of a file beneath the share, from its path in a URL.
-func SharedFile(urlPath string) string { return strings.TrimPrefix(urlPath, urlPrefix) }
