@@ -4,6 +4,7 @@ export CGO_ENABLED := 0
 CACHE := build/cache
 GO ?= go
 FUZZTIME ?= 20s
+MINUTES ?= 10
 # The packages whose tests need no root: docs/testing.md, the tier "unit".
 UNIT := archtest bench channel config dataset doctor feature feature/featuretest lease loglimit media mediafs metrics session share status tcpstate wire
 
@@ -38,13 +39,20 @@ race: setup build ## Run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
 
 .PHONY: bench
-bench: setup build ## Measure requests, handovers and a path with delay in both labs; figures to build/
+bench: setup build ## Measure requests, handovers, a path with delay, idle leases and CPU time; figures to build/
 	build/spillway bench handover --cache $(CACHE) --vm netns --json build/handover-netns.json
 	build/spillway bench handover --cache $(CACHE) --vm qemu --requests 2000 --json build/handover-qemu.json
 	build/spillway bench request --cache $(CACHE) --vm netns --json build/request-netns.json
 	build/spillway bench request --cache $(CACHE) --vm qemu --requests 500 --json build/request-qemu.json
 	build/spillway bench path --cache $(CACHE) --vm netns --json build/path-netns.json
 	build/spillway bench path --cache $(CACHE) --vm qemu --json build/path-qemu.json
+	build/spillway bench idle --cache $(CACHE) --json build/idle-netns.json
+	build/spillway bench cpu --cache $(CACHE) --vm netns --json build/cpu-netns.json
+	build/spillway bench cpu --cache $(CACHE) --vm qemu --json build/cpu-qemu.json
+
+.PHONY: soak
+soak: build ## Disturb a lab for MINUTES (default 10) under clients that check every byte
+	build/spillway bench soak --cache $(CACHE) --minutes $(MINUTES)
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (default 20s)

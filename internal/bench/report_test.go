@@ -36,6 +36,9 @@ func sample() *Report {
 	lease.Drops = Counts{"queue_full": 7, "lost": 0}
 	lease.IQRUs, lease.FirstByteUs, lease.FirstByteP99Us, lease.FirstByteIQRUs = 812.5, 40_812.5, 45_000, 250
 	lease.Fallbacks = Counts{"small": 12, "mptcp": 1, "share-unknown": 1234, "host-away": 3, "unread-input": 2, "never": 0}
+	lease.TCPTimeouts, lease.Machine = Counts{"client": 3}, map[string]float64{"user": 0.25, "softirq": 0.125}
+	lease.Processes = map[string]Process{"host": {CPUSecondsPerGB: 0.375, RSSBytes: 123_456_000}, "server": {OpenFiles: 10_012, Threads: 9}}
+	lease.Leases = 10_000
 	add("lease", "alone", 0, 0, 1, 0).Wrong = 100_000
 	return r
 }

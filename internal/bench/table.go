@@ -43,6 +43,8 @@ func (r *Report) WriteTable(w io.Writer) error {
 	t.write(&b)
 	b.WriteString(r.legend())
 	r.writeSteps(&b)
+	r.writeProcesses(&b)
+	r.writeMachine(&b)
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -99,7 +101,12 @@ func (r *Report) WriteTimes(w io.Writer) error {
 		left: []bool{0: true, 1: true, 9: true},
 	}
 	for _, row := range r.Rows {
-		ms := func(us float64) string { return row.cost(us/1000, 1) }
+		ms := func(us float64) string {
+			if us < 10_000 { // of a small response every microsecond counts
+				return row.cost(us/1000, 3)
+			}
+			return row.cost(us/1000, 1)
+		}
 		t.add(row.Drops.lines(), row.Arm, row.Case, strconv.Itoa(row.N), ms(row.FirstByteUs), ms(row.FirstByteP99Us), ms(row.FirstByteIQRUs),
 			ms(row.MedianUs), ms(row.P99Us), ms(row.IQRUs))
 	}
@@ -122,6 +129,90 @@ func (r *Report) writeSteps(b *strings.Builder) {
 		b.WriteByte('\n')
 		t.write(b)
 	}
+}
+
+// writeProcesses writes what the programs took. Columns that nothing is known for are left out.
+func (r *Report) writeProcesses(b *strings.Builder) {
+	kB := func(n int64) string { return known(fixed(float64(n)/1000, 0), n != 0) }
+	number := func(n int) string { return known(strconv.Itoa(n), n != 0) }
+	columns := []struct {
+		head string
+		cell func(Process) string
+	}{
+		{"cpu s/GB", func(p Process) string { return known(fixed(p.CPUSecondsPerGB, 3), p.CPUSecondsPerGB != 0) }},
+		{"RSS kB", func(p Process) string { return kB(p.RSSBytes) }},
+		{"PSS kB", func(p Process) string { return kB(p.PSSBytes) }},
+		{"heap kB", func(p Process) string { return kB(p.HeapBytes) }},
+		{"stacks kB", func(p Process) string { return kB(p.StackBytes) }},
+		{"bytes/lease", func(p Process) string { return known(count(p.RSSBytesPerLease), p.RSSBytesPerLease != 0) }},
+		{"goroutines", func(p Process) string { return number(p.Goroutines) }},
+		{"threads", func(p Process) string { return number(p.Threads) }},
+		{"files", func(p Process) string { return number(p.OpenFiles) }},
+		{"media", func(p Process) string { return number(p.MediaFiles) }},
+	}
+	t := grid{heads: [][]string{{"arm", "case", "leases", "process"}}, left: []bool{0: true, 1: true, 2: false, 3: true}}
+	for _, c := range columns {
+		used := slices.ContainsFunc(r.Rows, func(row Row) bool {
+			for _, p := range row.Processes {
+				if c.cell(p) != "" {
+					return true
+				}
+			}
+			return false
+		})
+		if used {
+			t.heads[0], t.left = append(t.heads[0], c.head), append(t.left, false)
+		}
+	}
+	for _, row := range r.Rows {
+		for _, name := range slices.Sorted(maps.Keys(row.Processes)) {
+			cells := []string{row.Arm, row.Case, number(row.Leases), name}
+			for _, c := range columns {
+				if slices.Contains(t.heads[0][4:], c.head) {
+					cells = append(cells, c.cell(row.Processes[name]))
+				}
+			}
+			t.add(nil, cells...)
+		}
+	}
+	if len(t.rows) > 0 {
+		b.WriteByte('\n')
+		t.write(b)
+	}
+}
+
+// writeMachine writes where the machine's CPU time went, and TCP's timeouts.
+func (r *Report) writeMachine(b *strings.Builder) {
+	t := grid{heads: [][]string{{"arm", "case", "machine, cpu s/GB"}}, left: []bool{true, true, true}}
+	for _, row := range r.Rows {
+		var parts []string
+		for _, name := range slices.Sorted(maps.Keys(row.Machine)) {
+			parts = append(parts, name+" "+fixed(row.Machine[name], 3))
+		}
+		if len(parts) > 0 {
+			t.add(nil, row.Arm, row.Case, strings.Join(parts, ", "))
+		}
+	}
+	if len(t.rows) > 0 {
+		b.WriteByte('\n')
+		t.write(b)
+	}
+	for _, row := range r.Rows {
+		for _, ns := range slices.Sorted(maps.Keys(row.TCPTimeouts)) {
+			fmt.Fprintf(b, "\n%s, %s: %d TCP retransmission timeouts of the %s", row.Arm, row.Case, row.TCPTimeouts[ns], ns)
+		}
+		if len(row.TCPTimeouts) > 0 {
+			b.WriteByte('\n')
+		}
+	}
+}
+
+// known is s, or nothing.
+func known(s string, ok bool) string {
+	if ok {
+		return s
+	}
+	return ""
 }
 
 // lines wraps the reasons into what the table has room for.

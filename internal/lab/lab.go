@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"maps"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -38,7 +37,9 @@ type Options struct {
 	Threshold config.Threshold // of the offloading arms
 	BusyPoll  *time.Duration   // of the offloading servers; nil: what suits the guest
 	CPUs      int              // of the guest, each with a channel of its own for each arm; default: 1
+	MaxLeases int              // that the guest may have; 0: the daemon's default
 	Link      Link             // between client and host
+	InMemory  bool             // there is an arm VMTmpfs; QEMU only
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process
@@ -95,6 +96,9 @@ func (o Options) Validate() error {
 	}
 	if o.CPUs < 0 || o.CPUs > maxCPUs {
 		return fmt.Errorf("a guest of %d CPUs: use 1 to %d", o.CPUs, maxCPUs)
+	}
+	if o.InMemory && o.VM != QEMU {
+		return fmt.Errorf("arm %s: it needs a guest with memory of its own; use qemu", VMTmpfs)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("a lab needs root: it makes network namespaces")
@@ -214,6 +218,13 @@ func (l *Lab) guestLink() error {
 	)
 }
 
+// namespaces are those of the lab that there are, by role.
+func (l *Lab) namespaces() map[string]*netns.Namespace {
+	all := map[string]*netns.Namespace{"client": l.Client, "host": l.Host, "guest": l.Guest}
+	maps.DeleteFunc(all, func(_ string, ns *netns.Namespace) bool { return ns == nil })
+	return all
+}
+
 // congestion sets the congestion control of host and guest; a VM's init does it there.
 func (l *Lab) congestion() error {
 	if l.Congestion == "" {
@@ -245,32 +256,12 @@ func (l *Lab) startAll(ctx context.Context) error {
 		return l.startVM(ctx)
 	}
 	l.Progress("guest servers")
-	for _, arm := range []Arm{VM, Offload, Lease} {
+	for _, arm := range l.servers()[1:] {
 		if err := l.StartServer(arm); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// Addr is where a client reaches an arm's server.
-func (l *Lab) Addr(arm Arm) string { return netip.AddrPortFrom(arm.addr(), arm.port()).String() }
-
-// URL is the address of a file for a client.
-func (l *Lab) URL(arm Arm, path string) string { return "http://" + l.Addr(arm) + urlPrefix + path }
-
-// DialContext connects from the client's namespace, for net/http and the load client.
-func (l *Lab) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	d := &net.Dialer{}
-	if deadline, ok := ctx.Deadline(); ok {
-		d.Deadline = deadline
-	}
-	return l.Client.Dial(d, network, address)
-}
-
-// HTTPClient is a client in the client's namespace with connections of its own.
-func (l *Lab) HTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: l.DialContext, DisableCompression: true}}
 }
 
 // readyTimeout bounds the wait for a server whose machine is up.
@@ -281,7 +272,7 @@ func (l *Lab) waitReady(ctx context.Context) error {
 	l.Progress("servers and channels")
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	for _, arm := range Arms() {
+	for _, arm := range l.servers() {
 		if err := l.WaitArm(ctx, arm); err != nil {
 			return err
 		}
@@ -298,12 +289,12 @@ func (l *Lab) WaitArm(ctx context.Context, arm Arm) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("arm %s is not ready: %w\n%s", arm, last, l.logTails())
+			return fmt.Errorf("arm %s is not ready: %w\n%s", arm, last, l.LogTails())
 		case <-time.After(5 * time.Millisecond):
 		}
 		for _, p := range l.daemons {
 			if p.exited() {
-				return fmt.Errorf("%s has ended\n%s", p.name, l.logTails())
+				return fmt.Errorf("%s has ended\n%s", p.name, l.LogTails())
 			}
 		}
 	}
@@ -327,7 +318,7 @@ func (l *Lab) Health() error {
 	if len(ended) == 0 {
 		return nil
 	}
-	return fmt.Errorf("ended by itself: %v\n%s", ended, l.logTails())
+	return fmt.Errorf("ended by itself: %v\n%s", ended, l.LogTails())
 }
 
 func (l *Lab) armReady(ctx context.Context, arm Arm) error {
@@ -387,6 +378,3 @@ func (l *Lab) QEMUVersion() string {
 
 // GuestCounters are the bytes that have gone to and from the guest's network card, seen from the host: Tx to the guest, Rx from it.
 func (l *Lab) GuestCounters() (netns.Counters, error) { return l.Host.Counters(guestLink) }
-
-// URLPath is the path of a shared file in a URL.
-func URLPath(file string) string { return urlPrefix + file }

@@ -89,13 +89,34 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 // LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease; console for a VM.
 func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
 
-// logTails quotes the ends of all logs.
-func (l *Lab) logTails() string {
+// logs are all log files.
+func (l *Lab) logs() []string {
+	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log")) // the patterns are valid
+	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
+	return append(logs, more...)
+}
+
+// SaveLogs copies all logs into a directory, which outlives the lab.
+func (l *Lab) SaveLogs(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range l.logs() {
+		text, err := os.ReadFile(name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, filepath.Base(name)), text, 0o644)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// LogTails quotes the ends of all logs.
+func (l *Lab) LogTails() string {
 	const tailBytes = 2000
 	var b strings.Builder
-	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log"))
-	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
-	for _, name := range append(logs, more...) {
+	for _, name := range l.logs() {
 		text, err := os.ReadFile(name)
 		if err != nil || len(text) == 0 {
 			continue
@@ -122,6 +143,10 @@ func (l *Lab) hostConfig() string {
 	if d := l.busyPoll(); d != nil {
 		busyPoll = fmt.Sprintf("busy_poll = %q\n", d)
 	}
+	limits := ""
+	if l.MaxLeases > 0 {
+		limits = fmt.Sprintf("max_leases = %d\n", l.MaxLeases)
+	}
 	var channels []string
 	for _, arm := range channelArms {
 		for i := range l.CPUs {
@@ -140,8 +165,8 @@ name = %q
 channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
-		guestAddr4.Addr(), guestAddr6.Addr(), shareName)
+%s`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
+		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits)
 }
 
 func (l *Lab) adminSocket() string { return filepath.Join(l.Dir, "admin.sock") }
