@@ -23,8 +23,13 @@ setup: ## Install what is missing: QEMU, and a kernel for the VM (downloaded, no
 demo: setup build ## Stream from a real VM through four arms, check every file in each, print the table
 	build/spillway bench demo --cache $(CACHE) --json build/demo.json
 
+# A real S3 server for the tests of origins.
+S3_SERVER := $(CACHE)/versitygw
+$(S3_SERVER):
+	GOBIN=$(CURDIR)/$(CACHE) $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
 .PHONY: test
-test: setup build ## Run all tests: units, namespaces, a real VM (root)
+test: setup $(S3_SERVER) build ## Run all tests: units, namespaces, a real VM (root)
 	$(GO) test -count=1 -timeout 20m -p 2 ./...
 
 .PHONY: test-unit
@@ -32,7 +37,7 @@ test-unit: ## Run the tests that need no root
 	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/metrics ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
 
 .PHONY: race
-race: setup build ## Run the tests under the race detector (needs a C compiler)
+race: setup $(S3_SERVER) build ## Run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
 
 .PHONY: bench

@@ -26,8 +26,8 @@ var layers = []struct {
 		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/metrics", "internal/tcpstate", "internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair",
-		"internal/testkit",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/origin", "internal/qemu", "internal/redirect",
+		"internal/tcprepair", "internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
@@ -84,6 +84,7 @@ var syscallers = map[string]string{
 	"internal/media/mediatest": "error numbers only",
 	"internal/mediafs":         "opens media without blocking on a FIFO; the fd for sendfile",
 	"internal/netns":           "a constant of netlink",
+	"internal/origin":          "opens files without blocking on a FIFO; error numbers",
 	"internal/qemu":            "pidfd, the tap device's ioctl, a namespace for QEMU",
 	"internal/redirect":        "a lock that dies with its process, netlink constants",
 	"internal/session":         "asks the channel without waiting",
