@@ -47,7 +47,7 @@ them itself. In modes lease and offload it needs root.
 	f.StringVar(&flags.Admin, "admin", flags.Admin, "address for counters (GET /stats, /metrics), empty for none")
 	f.Var(&flags.Offload.Mode, "mode", "lease, offload (hand back after each response) or off")
 	f.StringArrayVar(&flags.Offload.Channels, "channel", flags.Offload.Channels, "virtio:PORT, unix:PATH or vsock:CID:PORT; more than once for several")
-	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for")
+	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for; auto: find out")
 	f.Var(&flags.Offload.BusyPoll, "busy-poll", "how long to ask the channel for what is expected before sleeping; 0s: off")
 	f.Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
 	f.StringArrayVar(&shares, "share", nil, "NAME:/URL/PREFIX/:DIRECTORY; without a directory files are read through the channel; may be repeated")

@@ -54,6 +54,7 @@ type VM struct {
 	Shares       []string     `toml:"shares"`    // names of the shares it may send from
 	MaxLeases    int          `toml:"max_leases"`
 	MaxOpenFiles int          `toml:"max_open_files"`
+	Mark         uint32       `toml:"mark"` // SO_MARK of the host's sockets with its clients, for the machine's own rules; 0: none
 }
 
 // DefaultHost returns the configuration that an empty file means. It has no VM yet, so it is not valid.
@@ -199,5 +200,8 @@ func (h Host) validateVMs(p *problems) {
 		}
 		p.atLeastOne(key+".max_leases", vm.MaxLeases)
 		p.atLeastOne(key+".max_open_files", vm.MaxOpenFiles)
+		if vm.Mark != 0 && vm.Mark == h.Redirect.Mark {
+			p.add(key+".mark", "%#x is redirect.mark, which would deliver what is meant for clients to this machine; use another number", vm.Mark)
+		}
 	}
 }

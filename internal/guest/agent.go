@@ -29,6 +29,7 @@ type Agent struct {
 	freezer *tcprepair.Freezer     // nil: this kernel or this user cannot freeze sockets
 	start   *tcprepair.StartWindow // nil: it cannot be had
 	stats   *Stats
+	costs   *costs // nil: the threshold is fixed
 	expects expectations
 
 	mu     sync.Mutex
@@ -58,6 +59,9 @@ func NewAgent(opts Options) (*Agent, error) {
 	}
 	if a.policy.Mode == Off {
 		return a, nil
+	}
+	if a.policy.Threshold == ThresholdAuto {
+		a.costs = &costs{mode: a.policy.Mode}
 	}
 	freezer, err := tcprepair.NewFreezer()
 	if err != nil {
@@ -96,6 +100,9 @@ func (a *Agent) Snapshot() Snapshot {
 	s := a.stats.snapshot()
 	s.Mode = a.policy.Mode.String()
 	s.Host, s.Channels, s.Leases = a.state()
+	if a.costs != nil {
+		s.Learned = a.costs.learned()
+	}
 	return s
 }
 

@@ -33,6 +33,7 @@ type Conn struct {
 	headTimer *time.Timer // guarded by writing
 	frame     []byte      // guarded by writing: scratch for frames
 
+	turn      turn
 	readable  chan struct{} // capacity 1: something changed for the reader
 	writable  chan struct{} // capacity 1: something changed for the writer
 	readUntil deadline      // for the reader while the connection is not local
@@ -116,7 +117,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			woken = false
 		}
 		if n > 0 || err != nil {
-			return n, err
+			return c.heard(n), err
 		}
 		if !local {
 			c.poll(&c.agent.expects.requests, c.hasNews)
@@ -128,9 +129,17 @@ func (c *Conn) Read(p []byte) (int, error) {
 			continue
 		}
 		if n, err, moved := c.readLocal(p); !moved {
-			return n, err
+			return c.heard(n), err
 		}
 	}
+}
+
+// heard notes that the client has said n bytes, which it returns.
+func (c *Conn) heard(n int) int {
+	if n > 0 {
+		c.turn.heard(c.agent.costs)
+	}
+	return n
 }
 
 // poll asks the host for what is expected instead of sleeping at once. c.mu is not held.

@@ -67,7 +67,11 @@ func (c *Conn) granted() error {
 		return err
 	}
 	c.agent.stats.count(func(s *Counts) { s.Handovers++ })
-	c.agent.stats.step(StepHandover, time.Since(c.began))
+	took := time.Since(c.began)
+	c.agent.stats.step(StepHandover, took)
+	if c.agent.costs != nil {
+		c.agent.costs.leased(took)
+	}
 	switch {
 	case err != nil:
 		c.agent.log.Warn("a byte of the client's was lost in the handover; resetting the connection", "client", c.remote, "error", err)

@@ -43,7 +43,7 @@ func (c *Conn) wantsHead(missing int64) bool {
 	case lease.Leased:
 		return true
 	case lease.Local, lease.Returning: // the body waits for RELEASED, and then it is local
-		return c.agent.policy.refusal(missing) == wire.ReasonOK
+		return c.agent.refusal(missing) == wire.ReasonOK
 	}
 	return false
 }

@@ -90,7 +90,7 @@ type leaseConn struct {
 func newLeaseConn(h *handler, id uint32, st *tcpstate.State) *leaseConn {
 	l := &leaseConn{
 		id: id, vm: h.vm, handler: h, state: *st,
-		socket:   socket{kernel: &h.vm.daemon.kernel},
+		socket:   socket{kernel: &h.vm.daemon.kernel, mark: h.vm.mark},
 		received: make(chan struct{}),
 		allowed:  window, credit: window,
 	}

@@ -29,6 +29,7 @@ type vm struct {
 	shares    map[string]*share.Share
 	maxLeases int
 	maxFiles  int
+	mark      uint32 // SO_MARK of its clients' sockets; 0: none
 	counters  counters
 	complain  limiter // for what a guest can cause at will
 	blind     blindness
@@ -51,7 +52,7 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 	v := &vm{
 		daemon: d, name: cfg.Name, log: d.log.With("vm", cfg.Name),
 		addresses: make(map[netip.Addr]bool), shares: make(map[string]*share.Share),
-		maxLeases: cfg.MaxLeases, maxFiles: cfg.MaxOpenFiles,
+		maxLeases: cfg.MaxLeases, maxFiles: cfg.MaxOpenFiles, mark: cfg.Mark,
 		files:  make(map[wire.FileRef]int),
 		leases: make(map[*leaseConn]struct{}), handlers: make(map[*handler]struct{}),
 	}
