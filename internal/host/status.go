@@ -51,7 +51,7 @@ func (d *Daemon) Status() Status {
 		s.VMs = append(s.VMs, v.status())
 	}
 	for _, c := range d.cfg.Shares {
-		st := d.shares[c.Name].Stats()
+		st := d.shares[c.Name].stats()
 		s.Shares = append(s.Shares, ShareStatus{Name: c.Name, OpenFiles: st.Open, IdleFiles: st.Idle, Opens: st.Opens, Reuses: st.Reuses})
 	}
 	return s
