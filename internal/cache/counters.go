@@ -1,6 +1,10 @@
 package cache
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"spillway/internal/metrics"
+)
 
 // counters since the cache was opened.
 type counters struct {
@@ -48,3 +52,6 @@ func (c *Cache) Stats() Stats {
 	s.Files, s.Bytes, s.Pins = len(c.entries), c.used, len(c.pins)
 	return s
 }
+
+// OriginLatency is how long the origin took to its first byte, or to its answer.
+func (c *Cache) OriginLatency() *metrics.Histogram { return &c.source.Latency }

@@ -167,3 +167,48 @@ func TestStopWhileOriginIsSilent(t *testing.T) {
 		t.Fatal("the daemon does not stop")
 	}
 }
+
+// TestCacheOrders asks the daemon as spillway cache does.
+func TestCacheOrders(t *testing.T) {
+	r, o := newCacheRig(t)
+	h := r.daemon.AdminHandler()
+	ask := func(method, url string) string {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(method, url, nil))
+		if w.Code != http.StatusOK {
+			t.Errorf("%s: %d %s", url, w.Code, w.Body)
+		}
+		return w.Body.String()
+	}
+	if got := ask("POST", "/cache/warm?share=vod&path=big"); !strings.Contains(got, `"complete":true`) || o.gets.Load() != 1 {
+		t.Errorf("warm: %s", got)
+	}
+	if got := ask("GET", "/cache/files?share=vod"); !strings.Contains(got, `"path": "big"`) {
+		t.Errorf("files: %s", got)
+	}
+	ask("POST", "/cache/pin?share=vod&path=big")
+	if got := ask("POST", "/cache/evict?share=vod&path=big"); !strings.Contains(got, `"pinned": 1`) {
+		t.Errorf("evict: %s", got)
+	}
+	ask("POST", "/cache/unpin?share=vod&path=big")
+	if got := ask("POST", "/cache/verify?share=vod&prefix="); !strings.Contains(got, `"damaged":[]`) {
+		t.Errorf("verify: %s", got)
+	}
+	if got := ask("POST", "/cache/evict?share=vod&prefix=b"); !strings.Contains(got, `"files": 1`) {
+		t.Errorf("evict: %s", got)
+	}
+	if got := ask("POST", "/cache/warm?share=vod&path=none"); !strings.Contains(got, `"error"`) {
+		t.Errorf("warm: %s", got)
+	}
+	if got := ask("GET", "/metrics"); !strings.Contains(got, `spillway_host_cache_misses_total{share="vod"} 1`) {
+		t.Errorf("metrics: %s", got)
+	}
+	if s := r.daemon.Status().Shares; s[len(s)-1].Cache == nil || s[len(s)-1].Cache.Fills != 1 {
+		t.Errorf("status: %+v", s)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("POST", "/cache/evict?share=media&path=big", nil))
+	if w.Code != http.StatusNotFound {
+		t.Errorf("a share that is no cache: %d", w.Code)
+	}
+}
