@@ -4,6 +4,8 @@ export CGO_ENABLED := 0
 CACHE := build/cache
 GO ?= go
 FUZZTIME ?= 20s
+# The packages whose tests need no root: docs/testing.md, the tier "unit".
+UNIT := archtest bench cache channel config dataset doctor evict feature feature/featuretest lease loglimit media mediafs metrics origin session share status tcpstate wire
 
 .DEFAULT_GOAL := help
 
@@ -16,7 +18,7 @@ build: ## Build build/spillway
 	$(GO) build -trimpath -o build/spillway ./cmd/spillway
 
 .PHONY: setup
-setup: ## Install what is missing: QEMU, and a kernel for the VM (downloaded, not installed)
+setup: ## Install what is missing: QEMU, nft, curl, and a kernel for the VM (downloaded, not installed)
 	@scripts/setup.sh $(CACHE)
 
 .PHONY: demo
@@ -34,7 +36,7 @@ test: setup $(S3_SERVER) build ## Run all tests: units, namespaces, a real VM (r
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root
-	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/metrics ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
+	$(GO) test -count=1 $(addprefix ./internal/,$(UNIT))
 
 .PHONY: race
 race: setup $(S3_SERVER) build ## Run the tests under the race detector (needs a C compiler)

@@ -46,6 +46,14 @@ func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
 	}
 }
 
+// perRound divides n requests over the rounds, and makes some more of them when that leaves a rest.
+func (f *benchFlags) perRound(n int) (int, error) {
+	if n < 1 {
+		return 0, fmt.Errorf("--requests %d: at least 1 is needed", n)
+	}
+	return (n + f.rounds - 1) / f.rounds, nil
+}
+
 // run measures plan and publishes the report.
 func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation.Plan) (*bench.Report, error) {
 	plan.Rounds = f.rounds
@@ -83,7 +91,7 @@ func benchDemoCommand() *cobra.Command {
 	var flags benchFlags
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Stream small data sets in the shape of the seed's Table I through every arm",
+		Short: "Stream small data sets in the shape of the paper's Table I through every arm",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			progress := bench.NewProgress(os.Stderr)
@@ -117,11 +125,14 @@ func benchRequestCommand() *cobra.Command {
 			for _, a := range arms {
 				plan.Arms = append(plan.Arms, lab.Arm(a))
 			}
-			err := plan.Validate()
+			each, err := flags.perRound(n)
+			if err == nil {
+				err = plan.Validate()
+			}
 			if err != nil {
 				return err
 			}
-			if plan.Cases, err = evaluation.SizeCases(dir, sizes, max(1, n/flags.rounds)); err != nil {
+			if plan.Cases, err = evaluation.SizeCases(dir, sizes, each); err != nil {
 				return err
 			}
 			_, err = flags.run(cmd, "request", dir, plan)
@@ -147,7 +158,11 @@ func benchHandoverCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir := filepath.Join(flags.cache, "sizes")
-			cases, err := evaluation.SizeCases(dir, []int64{size}, max(1, n/flags.rounds))
+			each, err := flags.perRound(n)
+			if err != nil {
+				return err
+			}
+			cases, err := evaluation.SizeCases(dir, []int64{size}, each)
 			if err != nil {
 				return err
 			}
@@ -171,8 +186,8 @@ func benchHandoverCommand() *cobra.Command {
 func printHandover(w io.Writer, report *bench.Report, took time.Duration) {
 	for _, row := range report.Rows {
 		if round, ok := row.Steps[string(guest.StepRound)]; ok {
-			fmt.Fprintf(w, "\n%s: handover and handback, without sending and draining: median %.1f us, p99 %.1f us (%d of them)\n",
-				row.Arm, round.MedianUs, round.P99Us, row.Handbacks)
+			fmt.Fprintf(w, "\n%s: handover and handback, without sending and draining: median %s us, p99 %s us (%d of them)\n",
+				row.Arm, bench.Cost(round.MedianUs), bench.Cost(round.P99Us), row.Handbacks)
 		}
 		fmt.Fprintf(w, "%s: %d requests of %s, %d stalls over 150 ms\n", row.Arm, row.N, row.Case, row.Stalls)
 	}

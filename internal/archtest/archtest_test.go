@@ -23,7 +23,8 @@ var layers = []struct {
 	packages []string
 }{
 	{"L0 words and formats", []string{
-		"internal/config", "internal/evict", "internal/feature", "internal/feature/featuretest", "internal/metrics", "internal/tcpstate", "internal/wire",
+		"internal/config", "internal/evict", "internal/feature", "internal/feature/featuretest", "internal/loglimit", "internal/metrics", "internal/tcpstate",
+		"internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
 		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/origin", "internal/qemu", "internal/redirect",

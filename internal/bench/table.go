@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,13 +37,26 @@ func (r *Report) WriteTable(w io.Writer) error {
 	}
 	for _, row := range r.Rows {
 		t.add(row.Fallbacks.lines(),
-			row.Arm, row.Case, strconv.Itoa(row.N), fixed(float64(row.Bytes)/1e6, 1), fixed(row.ElapsedS, 2)+"s", fixed(row.MBPerS, 1),
+			row.Arm, row.Case, strconv.Itoa(row.N), fixed(float64(row.Bytes)/1e6, 1), row.cost(row.ElapsedS, 2)+"s", row.speed(row.MBPerS, 1),
 			r.ratio(row, ArmVM), r.ratio(row, ArmBareMetal), count(row.Handovers), count(row.Handbacks), count(row.Wrong), count(row.Stalls))
 	}
 	t.write(&b)
+	b.WriteString(r.legend())
 	r.writeSteps(&b)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// legend explains what looks wrong and is not.
+func (r *Report) legend() string {
+	if !slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Handbacks < row.Handovers }) {
+		return ""
+	}
+	return `
+Fewer handbacks than handovers: a lease stays on the host until its connection ends. In mode offload the host gives a
+connection back when the client speaks again, or has said nothing for 20 ms: a client that closes it behind its last
+response leaves nothing to give back.
+`
 }
 
 // ratio compares a row's speed with that of another arm in the same case.
@@ -51,7 +65,28 @@ func (r *Report) ratio(row Row, arm string) string {
 	if i < 0 || r.Rows[i].MBPerS <= 0 {
 		return "-"
 	}
-	return fixed(row.MBPerS/r.Rows[i].MBPerS, 2)
+	return row.speed(row.MBPerS/r.Rows[i].MBPerS, 2)
+}
+
+// offloads tells whether a row is of an arm that the bench is about, and no baseline.
+func (row Row) offloads() bool { return row.Arm != ArmBareMetal && row.Arm != ArmVM }
+
+// speed is a figure of which more is better, and cost one of which less is. Neither is rounded in our favour: an offloading arm's to the worse side, a
+// baseline's to the better.
+func (row Row) speed(v float64, decimals int) string { return toSide(v, decimals, !row.offloads()) }
+func (row Row) cost(v float64, decimals int) string  { return toSide(v, decimals, row.offloads()) }
+
+// Cost is a cost of our own in microseconds, rounded up to a tenth.
+func Cost(us float64) string { return toSide(us, 1, true) }
+
+// toSide rounds up or down to a number of decimals; what has no more of them stays as it is.
+func toSide(v float64, decimals int, up bool) string {
+	const slack = 1e-6 // of the last decimal: less than what a report's figures have, more than what a float64's lack
+	scale := math.Pow10(decimals)
+	if up {
+		return fixed(max(0, math.Ceil(v*scale-slack)/scale), decimals) // max: no -0
+	}
+	return fixed(math.Floor(v*scale+slack)/scale, decimals)
 }
 
 // WriteTimes writes how long the rows' first and last bytes took, and what the link has dropped.
@@ -63,8 +98,8 @@ func (r *Report) WriteTimes(w io.Writer) error {
 		},
 		left: []bool{0: true, 1: true, 9: true},
 	}
-	ms := func(us float64) string { return fixed(us/1000, 1) }
 	for _, row := range r.Rows {
+		ms := func(us float64) string { return row.cost(us/1000, 1) }
 		t.add(row.Drops.lines(), row.Arm, row.Case, strconv.Itoa(row.N), ms(row.FirstByteUs), ms(row.FirstByteP99Us), ms(row.FirstByteIQRUs),
 			ms(row.MedianUs), ms(row.P99Us), ms(row.IQRUs))
 	}
@@ -80,7 +115,7 @@ func (r *Report) writeSteps(b *strings.Builder) {
 	for _, row := range r.Rows {
 		for _, name := range slices.Sorted(maps.Keys(row.Steps)) {
 			step := row.Steps[name]
-			t.add(nil, row.Arm, row.Case, name, fixed(step.MedianUs, 1)+"us", fixed(step.P99Us, 1)+"us")
+			t.add(nil, row.Arm, row.Case, name, Cost(step.MedianUs)+"us", Cost(step.P99Us)+"us")
 		}
 	}
 	if len(t.rows) > 0 {

@@ -52,6 +52,7 @@ type HostShare struct {
 type VM struct {
 	Name         string       `toml:"name"`
 	Channels     []string     `toml:"channels"`  // addresses that the daemon listens at; to connect there is to be this VM
+	Group        string       `toml:"group"`     // name or number of the group that may connect to unix channels beside root, empty for none
 	Addresses    []netip.Addr `toml:"addresses"` // the VM's own; it may hand over no other address's connections
 	Shares       []string     `toml:"shares"`    // names of the shares it may send from
 	MaxLeases    int          `toml:"max_leases"`

@@ -40,7 +40,7 @@ func (c *Conn) sendFile(send wire.Send) (int64, error) {
 		}
 		c.refuse(reason)
 		if reason == wire.ReasonKernel {
-			c.agent.log.Warn("handover failed; serving locally", "client", c.remote, "error", err)
+			c.agent.warn(&c.agent.handovers, "handover failed; serving locally", c, err)
 		}
 		if wasLocal {
 			c.turn.answered(c.agent.costs, send.Count, locally, true)

@@ -28,9 +28,6 @@ const (
 	NetNS Kind = "netns" // a network namespace that stands for one
 )
 
-// StateRoot is where labs keep their state, each in a directory of its name.
-const StateRoot = "/run/spillway-lab"
-
 // Options of a lab.
 type Options struct {
 	Name      string // [a-z0-9-], at most 20 bytes
@@ -57,6 +54,7 @@ type Lab struct {
 	Dir                 string // state, logs and sockets
 	Client, Host, Guest *netns.Namespace
 
+	owner   *owner // nil: the lab is up and meant to outlive this process
 	daemons map[string]*process
 	vm      *qemu.VM
 	control *guestinit.Control
@@ -66,7 +64,7 @@ var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,19}$`)
 
 // Up builds a lab. When it fails nothing is left of it but its logs, which the error quotes.
 func Up(ctx context.Context, opts Options) (*Lab, error) {
-	l, err := prepare(opts)
+	l, err := prepare(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -77,13 +75,17 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	if err == nil {
 		err = l.waitReady(ctx)
 	}
+	if err == nil && l.Detached {
+		l.owner = nil
+		err = l.saveState()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lab %s: %w", l.Name, err), l.Down())
 	}
 	return l, nil
 }
 
-// Validate tells whether a lab can have this name and this kind of guest.
+// Validate tells whether there can be such a lab here: a bench asks before it makes its data sets.
 func (o Options) Validate() error {
 	if !validName.MatchString(o.Name) {
 		return fmt.Errorf("lab name %q: use 1 to 20 of a to z, 0 to 9 and '-'", o.Name)
@@ -94,16 +96,29 @@ func (o Options) Validate() error {
 	if o.CPUs < 0 || o.CPUs > maxCPUs {
 		return fmt.Errorf("a guest of %d CPUs: use 1 to %d", o.CPUs, maxCPUs)
 	}
+	if os.Geteuid() != 0 {
+		return errors.New("a lab needs root: it makes network namespaces")
+	}
+	if o.VM == QEMU {
+		_, err := o.kernel()
+		return err
+	}
 	return nil
 }
 
-// prepare checks the options and takes the lab's name.
-func prepare(opts Options) (*Lab, error) {
+// kernel is that of the VM.
+func (o Options) kernel() (qemu.Kernel, error) {
+	k, err := qemu.FindKernel(filepath.Join(o.Cache, "kernel"))
+	if err != nil {
+		err = fmt.Errorf("no kernel for the VM: run make setup, or scripts/setup.sh %s, or do without a VM: --vm netns (%w)", o.Cache, err)
+	}
+	return k, err
+}
+
+// prepare checks the options, removes what killed processes have left of their labs, and takes the lab's name.
+func prepare(ctx context.Context, opts Options) (*Lab, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
-	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("a lab needs root: it makes network namespaces")
 	}
 	opts.CPUs = max(opts.CPUs, 1)
 	if opts.Progress == nil {
@@ -120,18 +135,32 @@ func prepare(opts Options) (*Lab, error) {
 	}
 	opts.Link = opts.Link.seeded()
 	l := &Lab{Options: opts, Dir: filepath.Join(StateRoot, opts.Name), daemons: map[string]*process{}}
-	if err := os.MkdirAll(StateRoot, 0o755); err != nil {
+	if l.owner, err = thisProcess(); err != nil {
 		return nil, err
+	}
+	return l, l.makeDir(ctx)
+}
+
+// makeDir makes the lab's directory with its state in it.
+func (l *Lab) makeDir(ctx context.Context) error {
+	unlock, err := lockRoot(ctx, StateRoot)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Another lab that cannot be removed is no reason to have none; the next one tries again.
+	if err := sweep(ctx, StateRoot, l.Progress); err != nil {
+		l.Progress(err.Error())
 	}
 	if err := os.Mkdir(l.Dir, 0o755); errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
+		return fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
 	} else if err != nil {
-		return nil, err
+		return err
 	}
 	if err := l.saveState(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(l.Dir))
+		return errors.Join(err, os.RemoveAll(l.Dir))
 	}
-	return l, nil
+	return nil
 }
 
 // topology makes the namespaces and the links between them.

@@ -1,7 +1,7 @@
 package lab
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -203,33 +203,6 @@ func (l *Lab) KillServer(arm Arm) error {
 	return l.signal(string(arm), syscall.SIGKILL)
 }
 
-// state is what Down needs to know of a lab that another process made.
-type state struct {
-	Name      string         `json:"name"`
-	VM        Kind           `json:"vm"`
-	Processes map[string]int `json:"processes"` // name to pid
-	Binary    string         `json:"binary"`    // what these pids run
-}
-
-func (l *Lab) statePath() string { return filepath.Join(l.Dir, "lab.json") }
-
-// saveState writes what Down needs to know. The file is always whole.
-func (l *Lab) saveState() error {
-	s := state{Name: l.Name, VM: l.VM, Binary: l.Binary, Processes: map[string]int{}}
-	for name, p := range l.daemons {
-		s.Processes[name] = p.pid
-	}
-	text, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return err
-	}
-	next := l.statePath() + ".next"
-	if err := os.WriteFile(next, append(text, '\n'), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(next, l.statePath())
-}
-
 // Down ends everything that the lab started and removes everything that it made.
 func (l *Lab) Down() error {
 	var errs []error
@@ -253,5 +226,7 @@ func (l *Lab) Down() error {
 		}
 	}
 	errs = append(errs, os.RemoveAll(l.Dir))
-	return errors.Join(errs...)
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	return errors.Join(append(errs, removeRoot(ctx, StateRoot))...)
 }

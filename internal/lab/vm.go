@@ -57,9 +57,9 @@ func (l *Lab) startVM(ctx context.Context) error {
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return err
 	}
-	kernel, err := qemu.FindKernel(filepath.Join(l.Cache, "kernel"))
+	kernel, err := l.kernel()
 	if err != nil {
-		return fmt.Errorf("%w; fetch it with: scripts/setup.sh %s", err, l.Cache)
+		return err
 	}
 	if cfg.Kernel, err = kernel.ELF(); err != nil {
 		return err
