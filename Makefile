@@ -6,7 +6,7 @@ GO ?= go
 FUZZTIME ?= 20s
 MINUTES ?= 10
 # The packages whose tests need no root: docs/testing.md, the tier "unit".
-UNIT := archtest bench channel config dataset doctor feature feature/featuretest lease loglimit media mediafs metrics session share status tcpstate wire
+UNIT := archtest bench cache channel config dataset doctor evict feature feature/featuretest lease loglimit media mediafs metrics origin session share status tcpstate wire
 
 .DEFAULT_GOAL := help
 
@@ -26,8 +26,13 @@ setup: ## Install what is missing: QEMU, nft, curl, and a kernel for the VM (dow
 demo: setup build ## Stream from a real VM through four arms, check every file in each, print the table
 	build/spillway bench demo --cache $(CACHE) --json build/demo.json
 
+# A real S3 server for the tests of origins.
+S3_SERVER := $(CACHE)/versitygw
+$(S3_SERVER):
+	GOBIN=$(CURDIR)/$(CACHE) $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
 .PHONY: test
-test: setup build ## Run all tests: units, namespaces, a real VM (root)
+test: setup $(S3_SERVER) build ## Run all tests: units, namespaces, a real VM (root)
 	$(GO) test -count=1 -timeout 20m -p 2 ./...
 
 .PHONY: test-unit
@@ -35,7 +40,7 @@ test-unit: ## Run the tests that need no root
 	$(GO) test -count=1 $(addprefix ./internal/,$(UNIT))
 
 .PHONY: race
-race: setup build ## Run the tests under the race detector (needs a C compiler)
+race: setup $(S3_SERVER) build ## Run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
 
 .PHONY: bench

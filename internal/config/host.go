@@ -42,8 +42,10 @@ type Limits struct {
 
 // HostShare is a tree of files that VMs may send from.
 type HostShare struct {
-	Name string `toml:"name"`
-	Path string `toml:"path"`
+	Name   string     `toml:"name"`
+	Path   string     `toml:"path"`   // a directory of this machine, or
+	Origin string     `toml:"origin"` // where the files come from that Cache keeps here
+	Cache  ShareCache `toml:"cache"`
 }
 
 // VM is one virtual machine, and what it is allowed.
@@ -143,7 +145,7 @@ func (h Host) Validate() error {
 	for i, s := range h.Shares {
 		key := fmt.Sprintf("share[%d]", i)
 		p.name(key, s.Name, shares, i)
-		p.absolutePath(key+".path", s.Path, "")
+		s.validate(&p, key)
 	}
 	h.validateVMs(&p)
 	return p.join()

@@ -39,6 +39,7 @@ func (d *Daemon) AdminHandler() http.Handler {
 		}
 		answerJSON(w, map[string]int{"leases": leases})
 	})
+	d.serveCaches(mux)
 	return mux
 }
 

@@ -28,7 +28,7 @@ type Daemon struct {
 	env    environment
 	log    *slog.Logger
 	kernel kernel
-	shares map[string]*share.Share
+	shares map[string]files
 	vms    []*vm
 
 	started  time.Time
@@ -67,16 +67,16 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 	if err := env.do(func() error { return foreignAddresses(cfg.VMs) }); err != nil {
 		return nil, err
 	}
-	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]*share.Share), started: time.Now(), ready: make(chan struct{})}
+	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]files), started: time.Now(), ready: make(chan struct{})}
 	d.buffers.New = func() any { return new(buffer) }
 	d.cold = newColdReader()
-	files := 0
+	maxFiles := 0
 	for _, v := range cfg.VMs {
-		files += v.MaxOpenFiles
+		maxFiles += v.MaxOpenFiles
 	}
 	for _, s := range cfg.Shares {
 		// Twice, so that a VM that uses all that it may does not keep the others from their files, and idle ones stay open.
-		opened, err := share.Open(s.Name, s.Path, share.Options{MaxOpenFiles: max(2*files, share.DefaultMaxOpenFiles)})
+		opened, err := openFiles(s, max(2*maxFiles, share.DefaultMaxOpenFiles), logger)
 		if err != nil {
 			d.Close()
 			return nil, err
@@ -92,6 +92,16 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 		d.vms = append(d.vms, v)
 	}
 	return d, nil
+}
+
+// shareConfig is the configuration of a share.
+func (d *Daemon) shareConfig(name string) (c config.HostShare) {
+	for _, s := range d.cfg.Shares {
+		if s.Name == name {
+			c = s
+		}
+	}
+	return c
 }
 
 // foreignAddresses checks that no VM's address is one of this machine: the host's own connections would be the VM's to claim.

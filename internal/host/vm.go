@@ -13,7 +13,6 @@ import (
 	"spillway/internal/config"
 	"spillway/internal/loglimit"
 	"spillway/internal/session"
-	"spillway/internal/share"
 	"spillway/internal/wire"
 )
 
@@ -29,7 +28,7 @@ type vm struct {
 	channels  []channel.Address
 	gid       int // the group of the channels' sockets, or channel.NoGroup
 	addresses map[netip.Addr]bool
-	shares    map[string]*share.Share
+	shares    map[string]vmShare
 	maxLeases int
 	maxFiles  int
 	mark      uint32 // SO_MARK of its clients' sockets; 0: none
@@ -51,10 +50,10 @@ type expectations struct {
 	handovers session.Expectation // of a connection that was just given back with the client's request
 }
 
-func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error) {
+func newVM(d *Daemon, cfg config.VM, shares map[string]files) (*vm, error) {
 	v := &vm{
 		daemon: d, name: cfg.Name, log: d.log.With("vm", cfg.Name),
-		addresses: make(map[netip.Addr]bool), shares: make(map[string]*share.Share),
+		addresses: make(map[netip.Addr]bool), shares: make(map[string]vmShare),
 		maxLeases: cfg.MaxLeases, maxFiles: cfg.MaxOpenFiles, mark: cfg.Mark,
 		files:  make(map[wire.FileRef]int),
 		leases: make(map[*leaseConn]struct{}), handlers: make(map[*handler]struct{}),
@@ -74,7 +73,7 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 		v.addresses[a] = true
 	}
 	for _, name := range cfg.Shares {
-		v.shares[name] = shares[name]
+		v.shares[name] = newVMShare(shares[name], d.shareConfig(name).Cache)
 	}
 	return v, nil
 }
@@ -176,15 +175,16 @@ func (v *vm) eachHandler(f func(*handler)) int {
 }
 
 // acquire opens a file that the guest means. The caller calls release when it has got one.
-func (v *vm) acquire(ref wire.FileRef) (*share.File, wire.Reason) {
-	s := v.shares[ref.Share]
-	if s == nil {
+// ctx bounds the wait for an origin, offset is where the file will be read from.
+func (v *vm) acquire(ctx context.Context, ref wire.FileRef, offset int64) (file, wire.Reason) {
+	s, ok := v.shares[ref.Share]
+	if !ok {
 		return nil, wire.ReasonShareUnknown
 	}
-	if !v.useFile(ref) {
+	if !s.may(ref.Path) || !v.useFile(ref) {
 		return nil, wire.ReasonLimit
 	}
-	f, err := s.Acquire(ref)
+	f, err := s.Acquire(ctx, ref, offset)
 	if err != nil {
 		v.disuseFile(ref)
 		return nil, v.fileReason(err)
@@ -192,7 +192,7 @@ func (v *vm) acquire(ref wire.FileRef) (*share.File, wire.Reason) {
 	return f, wire.ReasonOK
 }
 
-func (v *vm) release(f *share.File, ref wire.FileRef) {
+func (v *vm) release(f file, ref wire.FileRef) {
 	f.Release()
 	v.disuseFile(ref)
 }
