@@ -257,6 +257,12 @@ func (s *socket) state() (state tcprepair.ConnState, err error) {
 	return state, err
 }
 
+// isClosed tells whether the connection is over in the kernel, as after the client's reset.
+func (s *socket) isClosed() bool {
+	state, err := s.state()
+	return err == nil && state == tcprepair.Closed
+}
+
 // shutdown sends the FIN.
 func (s *socket) shutdown() error {
 	return s.control(func(fd int) error { return os.NewSyscallError("shutdown", unix.Shutdown(fd, unix.SHUT_WR)) })
