@@ -145,7 +145,7 @@ func (s *socket) Seal() (late []byte, end bool, err error) {
 			return err
 		}
 		if late, end = make([]byte, n), fin; n > 0 {
-			if err := tcprepair.PeekLate(fd, late); err != nil {
+			if err := tcprepair.ReadLate(fd, late); err != nil {
 				return err
 			}
 		}
