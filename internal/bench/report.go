@@ -133,9 +133,6 @@ func (r *Report) WriteFile(path string) (err error) {
 		path = target // and not the link is replaced
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err

@@ -364,7 +364,7 @@ func TestNames(t *testing.T) {
 		t.Errorf("a Reason as an error is %v, %t", r, ok)
 	}
 	all := Reasons()
-	if len(all) != int(reasonLimit)-1 || all[0] != ReasonOff || all[len(all)-1] != ReasonPath {
+	if len(all) != int(reasonLimit)-1 || all[0] != ReasonOff || all[len(all)-1] != ReasonCostly {
 		t.Errorf("Reasons gives %v", all)
 	}
 }
