@@ -352,7 +352,7 @@ func TestNames(t *testing.T) {
 		{Type(7).String(), "type 7"},
 		{ReasonOK.String(), "ok"},
 		{ReasonSession.Error(), "session"},
-		{reasonLimit.String(), "reason-26"},
+		{reasonLimit.String(), "reason-27"},
 		{Reason(math.MaxUint16).String(), "reason-65535"},
 	} {
 		if c.got != c.want {
