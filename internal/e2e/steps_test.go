@@ -151,8 +151,11 @@ func (s *story) mend(fault string) {
 	}
 	waitArm(s.t, s.lab, lab.Lease)
 	before := serverStats(s.t, s.lab, lab.Lease).Counts.Sends
-	fetch(s.t, s.lab, lab.Lease, "10m.mp4", s.files.files["10m.mp4"])
-	eventually(s.t, "leases are given again", func() bool { return serverStats(s.t, s.lab, lab.Lease).Counts.Sends > before })
+	eventually(s.t, "leases are given again", func() bool {
+		const name = "64k.m4s"
+		fetch(s.t, s.lab, lab.Lease, name, s.files.files[name])
+		return serverStats(s.t, s.lab, lab.Lease).Counts.Sends > before
+	})
 	eventually(s.t, "no lease is left", func() bool {
 		return hostStatus(s.t, s.lab).Leases == 0 && serverStats(s.t, s.lab, lab.Lease).Leases == 0
 	})
