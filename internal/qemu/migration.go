@@ -180,6 +180,8 @@ func (c *QMP) AwaitMigration(ctx context.Context, done func(Migration) bool) (Mi
 	for {
 		m, err := c.QueryMigration(ctx)
 		switch {
+		case ctx.Err() != nil:
+			return m, fmt.Errorf("qemu: migration (%s, %d bytes left): %w", m.Status, m.RemainingBytes, timeoutError(ctx))
 		case err != nil:
 			return m, err
 		case done(m):
@@ -192,7 +194,6 @@ func (c *QMP) AwaitMigration(ctx context.Context, done func(Migration) bool) (Mi
 		}
 		select {
 		case <-ctx.Done():
-			return m, fmt.Errorf("qemu: migration (%s, %d bytes left): %w", m.Status, m.RemainingBytes, timeoutError(ctx))
 		case <-tick.C:
 		}
 	}
