@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -182,6 +183,9 @@ func (c *QMP) send(ctx context.Context, command string, arguments any) (<-chan q
 	c.conn.SetWriteDeadline(deadline)
 	if _, err := c.conn.Write(append(line, '\n')); err != nil {
 		delete(c.pending, id)
+		if errors.Is(err, os.ErrDeadlineExceeded) { // the context's, a moment before the context itself
+			err = context.DeadlineExceeded
+		}
 		return nil, "", err
 	}
 	return answer, id, nil
