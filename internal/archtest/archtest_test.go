@@ -26,7 +26,7 @@ var layers = []struct {
 		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/metrics", "internal/tcpstate", "internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/neighbor", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair",
 		"internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
@@ -83,6 +83,7 @@ var syscallers = map[string]string{
 	"internal/media":           "error numbers only: which of them are a 404",
 	"internal/media/mediatest": "error numbers only",
 	"internal/mediafs":         "opens media without blocking on a FIFO; the fd for sendfile",
+	"internal/neighbor":        "packet sockets for what it announces, error numbers of netlink",
 	"internal/netns":           "a constant of netlink",
 	"internal/qemu":            "pidfd, the tap device's ioctl, a namespace for QEMU",
 	"internal/redirect":        "a lock that dies with its process, netlink constants",

@@ -31,9 +31,10 @@ type Agent struct {
 	stats   *Stats
 	expects expectations
 
-	mu     sync.Mutex
-	links  []*link // none: the host is away
-	lastID uint32
+	mu      sync.Mutex
+	links   []*link       // none: the host is away
+	arrival chan struct{} // not nil: this VM moves; closed when the next session begins
+	lastID  uint32
 }
 
 // expectations of what a server's goroutine waits for.
@@ -84,7 +85,10 @@ func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
 }
 
 func (a *Agent) ended(err error) {
-	if !errors.Is(err, context.Canceled) {
+	switch {
+	case errors.Is(err, session.ErrMove):
+		a.log.Info("session with the host ended", "reason", err)
+	case !errors.Is(err, context.Canceled):
 		a.log.Warn("session with the host ended", "error", err)
 	}
 }
