@@ -28,7 +28,7 @@ type labFlags struct {
 	vm        string
 	cache     string
 	link      lab.Link
-	threshold config.Size
+	threshold config.Threshold
 	busyPoll  string
 	cpus      int
 }
@@ -42,15 +42,15 @@ func (f *labFlags) add(cmd *cobra.Command, defaultVM lab.Kind) {
 	cmd.Flags().StringVar(&f.busyPoll, "busy-poll", "", "how long daemon and offloading servers ask the channel before sleeping; default: what suits the guest")
 }
 
-func (f *labFlags) addThreshold(cmd *cobra.Command, byDefault config.Size) {
+func (f *labFlags) addThreshold(cmd *cobra.Command, byDefault config.Threshold) {
 	f.threshold = byDefault
-	cmd.Flags().Var(&f.threshold, "threshold", "smallest response that a connection is handed over for")
+	cmd.Flags().Var(&f.threshold, "threshold", "smallest response that a connection is handed over for, or auto")
 }
 
 // options of a lab, checked as far as that needs no lab.
 func (f *labFlags) options(name string, files string, out io.Writer) (lab.Options, error) {
 	opts := lab.Options{
-		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: int64(f.threshold), CPUs: f.cpus, Link: f.link,
+		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: f.threshold, CPUs: f.cpus, Link: f.link,
 		Progress: func(step string) { fmt.Fprintln(out, "lab:", step) },
 	}
 	if f.busyPoll != "" {
@@ -84,7 +84,7 @@ func labUpCommand() *cobra.Command {
 				}
 				opts.Files = sets.Dir
 			}
-			file, err := fileToTry(opts.Files, opts.Threshold)
+			file, err := fileToTry(opts.Files, int64(opts.Threshold))
 			if err != nil {
 				return err
 			}

@@ -47,7 +47,7 @@ them itself. In modes lease and offload it needs root.
 	f.StringVar(&flags.Admin, "admin", flags.Admin, "address for counters (GET /stats, /metrics), empty for none")
 	f.Var(&flags.Offload.Mode, "mode", "lease, offload (hand back after each response) or off")
 	f.StringArrayVar(&flags.Offload.Channels, "channel", flags.Offload.Channels, "virtio:PORT, unix:PATH or vsock:CID:PORT; more than once for several")
-	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for")
+	f.Var(&flags.Offload.Threshold, "threshold", "smallest response that a connection is handed over for; auto: find out")
 	f.Var(&flags.Offload.BusyPoll, "busy-poll", "how long to ask the channel for what is expected before sleeping; 0s: off")
 	f.Var(&flags.LogLevel, "log-level", "debug, info, warn or error")
 	f.StringArrayVar(&shares, "share", nil, "NAME:/URL/PREFIX/:DIRECTORY; without a directory files are read through the channel; may be repeated")
@@ -132,6 +132,7 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 		log.Info("serving", "address", l.Addr().String(), "mode", mode.String())
 		group.Go(func() error { return ignoreClosed(server.Serve(l)) })
 	}
+	endSession := func() {}
 	if mode != guest.Off {
 		// The channel outlives ctx until the responses under way have ended.
 		channelCtx, stopChannel := context.WithCancel(context.WithoutCancel(ctx))
@@ -144,7 +145,8 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 			}
 			keeping.Go(func() { keepChannel(channelCtx, a, agent, log) })
 		}
-		defer func() { stopChannel(); keeping.Wait() }()
+		endSession = func() { stopChannel(); keeping.Wait() }
+		defer endSession()
 	}
 	if cfg.Admin != "" {
 		admin := &http.Server{Addr: cfg.Admin, Handler: agent.AdminHandler(), ReadHeaderTimeout: media.ReadHeaderTimeout}
@@ -156,6 +158,7 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 		defer cancel()
 		if err := server.Shutdown(grace); err != nil {
+			endSession() // before Close, which would reset what the host is sending: without a session the host sends it to its end
 			return server.Close()
 		}
 		return nil

@@ -127,7 +127,7 @@ func TestLoadMistakes(t *testing.T) {
 		},
 		{
 			"decimal size", loadServe, "[offload]\nthreshold = \"64KB\"\n",
-			`:2: offload.threshold: "64KB" is not a size; write a number of bytes, or a whole number with KiB, MiB or GiB, as "64KiB"`,
+			`:2: offload.threshold: "64KB" is not a size; write a number of bytes, or a whole number with KiB, MiB or GiB, as "64KiB"; or "auto"`,
 		},
 		{
 			"level", loadServe, "log_level = \"INFO\"\n",

@@ -22,10 +22,10 @@ type Serve struct {
 
 // Offload says what the host sends for this server.
 type Offload struct {
-	Mode      Mode     `toml:"mode"`
-	Channels  []string `toml:"channels"`  // the guest's ends of the channels to the host daemon
-	Threshold Size     `toml:"threshold"` // the smallest response that a connection is handed over for
-	BusyPoll  Duration `toml:"busy_poll"` // as Host.BusyPoll
+	Mode      Mode      `toml:"mode"`
+	Channels  []string  `toml:"channels"` // the guest's ends of the channels to the host daemon
+	Threshold Threshold `toml:"threshold"`
+	BusyPoll  Duration  `toml:"busy_poll"` // as Host.BusyPoll
 }
 
 // HTTP tunes the server. A zero max-age sends no Cache-Control.
@@ -107,8 +107,8 @@ func (s Serve) Validate() error {
 	default:
 		p.add("offload.mode", "%q is not a mode; use lease, offload or off", s.Offload.Mode)
 	}
-	if s.Offload.Threshold < 0 {
-		p.add("offload.threshold", "%v is negative; 0 hands over for every size", s.Offload.Threshold)
+	if t := s.Offload.Threshold; t < 0 && t != ThresholdAuto {
+		p.add("offload.threshold", "%d is negative; 0 hands over for every size", int64(t))
 	}
 	p.busyPoll("offload.busy_poll", s.Offload.BusyPoll)
 	p.positive("http.read_header_timeout", s.HTTP.ReadHeaderTimeout)

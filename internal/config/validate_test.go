@@ -121,7 +121,7 @@ func TestServeValidate(t *testing.T) {
 		{"no channel", func(s *Serve) { s.Offload.Channels[0] = "" }, "offload.channels[0]", "virtio:NAME or unix:/PATH or vsock:CID:PORT"},
 		{"kind only", func(s *Serve) { s.Offload.Channels[0] = "virtio:" }, "offload.channels[0]", "virtio:NAME"},
 		{"channel twice", func(s *Serve) { s.Offload.Channels = []string{"unix:/a", "unix:/b", "unix:/a"} }, "offload.channels[2]", "twice"},
-		{"negative threshold", func(s *Serve) { s.Offload.Threshold = -1 }, "offload.threshold", "every size"},
+		{"negative threshold", func(s *Serve) { s.Offload.Threshold = -2 }, "offload.threshold", "every size"},
 		{"no header time", func(s *Serve) { s.HTTP.ReadHeaderTimeout = 0 }, "http.read_header_timeout", "above 0"},
 		{"no idle time", func(s *Serve) { s.HTTP.IdleTimeout = 0 }, "http.idle_timeout", "above 0"},
 		{"manifest", func(s *Serve) { s.HTTP.ManifestMaxAge = -1 }, "http.manifest_max_age", "0s"},

@@ -82,6 +82,40 @@ func (s *Size) Set(text string) error { return s.UnmarshalText([]byte(text)) }
 // Type names the type in a flag's help.
 func (s *Size) Type() string { return "size" }
 
+// Threshold is the smallest response that a connection is handed over for: a Size, or ThresholdAuto.
+type Threshold Size
+
+// ThresholdAuto is written "auto": the server finds out by itself.
+const ThresholdAuto Threshold = -1
+
+func (t Threshold) String() string {
+	if t == ThresholdAuto {
+		return "auto"
+	}
+	return Size(t).String()
+}
+
+// UnmarshalText reads a threshold.
+func (t *Threshold) UnmarshalText(text []byte) error {
+	if string(text) == "auto" {
+		*t = ThresholdAuto
+		return nil
+	}
+	if err := (*Size)(t).UnmarshalText(text); err != nil {
+		return fmt.Errorf(`%w; or "auto"`, err)
+	}
+	return nil
+}
+
+// MarshalText returns what UnmarshalText reads.
+func (t Threshold) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// Set reads a threshold from a flag.
+func (t *Threshold) Set(text string) error { return t.UnmarshalText([]byte(text)) }
+
+// Type names the type in a flag's help.
+func (t *Threshold) Type() string { return "size" }
+
 // LogLevel is the least important level that is logged: debug, info, warn or error. It is a slog.Leveler.
 type LogLevel slog.Level
 

@@ -211,7 +211,7 @@ func serveWithoutMount(t *testing.T, l *lab.Lab, arm lab.Arm) {
 	}
 	defer log.Close()
 	cmd := exec.Command(program, "serve", "--listen", ":"+port, "--admin", fmt.Sprintf(":%d", number+1000),
-		"--share", "media:/media/:", "--mode", string(arm), "--channel", "unix:"+channelSocket(l, arm), "--threshold", fmt.Sprint(l.Threshold))
+		"--share", "media:/media/:", "--mode", string(arm), "--channel", "unix:"+channelSocket(l, arm), "--threshold", l.Threshold.String())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ended, err := l.Guest.Start(cmd)

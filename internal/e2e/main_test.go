@@ -13,7 +13,14 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
-	code, err := run(m)
+	if config := os.Getenv(trafficEnv); config != "" { // this process is a server of a test
+		if err := runTraffic(config); err != nil {
+			fmt.Fprintln(os.Stderr, "traffic server:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	code, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		code = 1
@@ -21,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func run(m *testing.M) (code int, err error) {
+func runTests(m *testing.M) (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 1, fmt.Errorf("needs root: the labs are network namespaces")
 	}

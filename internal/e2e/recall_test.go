@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"testing"
 
@@ -99,4 +100,41 @@ func TestRecallWhileStreaming(t *testing.T) {
 		t.Errorf("%d handbacks and %d keeps under a storm of recalls", s.Handbacks, s.Keeps)
 	}
 	c.get("4k.m4s", files.files["4k.m4s"])
+}
+
+// TestRecallWhileUploading: connections that go home and back all the time while their clients upload. What is on its way to the host when the guest has
+// the connection already is neither lost nor there twice, and no upload stands still.
+func TestRecallWhileUploading(t *testing.T) {
+	files := newMedia(t)
+	l := newLab(t, files)
+	startTraffic(t, l, lab.Lease)
+	e := &exchange{t: t, l: l, files: files, way: way{"recalled", lab.Lease, false, true}, ctl: httpClient(t, l), key: "upload"}
+	stop := e.recallAllTheTime()
+	defer stop()
+	const connections, rounds, size = 30, 10, 150_000
+	for i := range connections {
+		c := e.connect()
+		for round := range rounds {
+			c.get("64k.m4s", files.files["64k.m4s"])
+			c.send(post("/count", size))
+			if err := c.sendPattern(size); err != nil {
+				t.Fatalf("connection %d, round %d: %v", i, round, err)
+			}
+			resp, err := c.header(http.MethodPost)
+			if err != nil {
+				t.Fatalf("connection %d, round %d: %v", i, round, err)
+			}
+			if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "150000 bytes, ok" {
+				t.Fatalf("connection %d, round %d: the server has read %q, %v", i, round, text, err)
+			}
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	stop()
+	if s := hostStatus(t, l); s.Handbacks < connections {
+		t.Errorf("%d handbacks under %d uploads: the connections have not moved", s.Handbacks, connections*rounds)
+	}
+	noLeases(t, l)
 }

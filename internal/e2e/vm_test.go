@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,6 +41,7 @@ func TestVM(t *testing.T) {
 		name string
 		run  func(t *testing.T, l *lab.Lab, files *media)
 	}{
+		{"programs", vmPrograms},
 		{"conformance", vmConformance},
 		{"mixed sizes", vmMixedSizes},
 		{"bypass", vmBypass},
@@ -48,6 +51,20 @@ func TestVM(t *testing.T) {
 		{"daemon killed in transfer", vmDaemonKilled},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, l, files) })
+	}
+}
+
+// vmPrograms: the VM's own kernel takes the eBPF programs, and the servers say nothing of doing without.
+func vmPrograms(t *testing.T, l *lab.Lab, _ *media) {
+	console, err := os.ReadFile(filepath.Join(l.Dir, "vm0", "console.log"))
+	must(t, err)
+	if !strings.Contains(string(console), "session with the host") {
+		t.Error("the VM's console does not have the servers' logs")
+	}
+	for line := range strings.Lines(string(console)) {
+		if strings.Contains(line, "begin slowly") {
+			t.Errorf("the VM's console: %s", line)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"runtime"
 
 	"spillway/internal/bench"
+	"spillway/internal/config"
 	"spillway/internal/guest"
 	"spillway/internal/lab"
 )
@@ -69,7 +70,7 @@ func RunPath(ctx context.Context, opts lab.Options, plan PathPlan, progress *ben
 		if err := m.makeFiles(opts.Files); err != nil {
 			return report, err
 		}
-		opts.Threshold = size
+		opts.Threshold = config.Threshold(size)
 		err := inLab(ctx, opts, progress, func(l *lab.Lab) error {
 			if report == nil {
 				env, err := environment(l)

@@ -29,6 +29,7 @@ type Agent struct {
 	freezer *tcprepair.Freezer     // nil: this kernel or this user cannot freeze sockets
 	start   *tcprepair.StartWindow // nil: it cannot be had
 	stats   *Stats
+	costs   *costs // nil: the threshold is fixed
 	expects expectations
 
 	mu      sync.Mutex
@@ -60,6 +61,9 @@ func NewAgent(opts Options) (*Agent, error) {
 	if a.policy.Mode == Off {
 		return a, nil
 	}
+	if a.policy.Threshold == ThresholdAuto {
+		a.costs = &costs{mode: a.policy.Mode}
+	}
 	freezer, err := tcprepair.NewFreezer()
 	if err != nil {
 		return nil, fmt.Errorf("cannot offload from here: %w; run as root (CAP_NET_ADMIN and CAP_BPF), see spillway doctor", err)
@@ -81,16 +85,15 @@ func (a *Agent) Close() error {
 
 // Serve runs sessions over conn until it fails or ctx is done. One call at a time for each channel; channel.Keep calls it again on the next connection.
 func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
-	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: a.ended}, a.begin)
-}
-
-func (a *Agent) ended(err error) {
-	switch {
-	case errors.Is(err, session.ErrMove):
-		a.log.Info("session with the host ended", "reason", err)
-	case !errors.Is(err, context.Canceled):
-		a.log.Warn("session with the host ended", "error", err)
+	ended := func(err error) {
+		switch {
+		case errors.Is(err, session.ErrMove):
+			a.log.Info("session with the host ended", "reason", err)
+		case ctx.Err() == nil: // else we have ended it, and err is only how it was interrupted
+			a.log.Warn("session with the host ended", "error", err)
+		}
 	}
+	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: ended}, a.begin)
 }
 
 // Stats returns the live counters.
@@ -101,6 +104,9 @@ func (a *Agent) Snapshot() Snapshot {
 	s := a.stats.snapshot()
 	s.Mode = a.policy.Mode.String()
 	s.Host, s.Channels, s.Leases = a.state()
+	if a.costs != nil {
+		s.Learned = a.costs.learned()
+	}
 	return s
 }
 

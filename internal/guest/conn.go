@@ -33,6 +33,7 @@ type Conn struct {
 	headTimer *time.Timer // guarded by writing
 	frame     []byte      // guarded by writing: scratch for frames
 
+	turn      turn
 	readable  chan struct{} // capacity 1: something changed for the reader
 	writable  chan struct{} // capacity 1: something changed for the writer
 	readUntil deadline      // for the reader while the connection is not local
@@ -57,6 +58,8 @@ type Conn struct {
 	sendCount    int64       // its bytes
 	results      chan result // what became of it
 	closed       bool        // the server called Close
+	resets       bool        // Close is to send a RST: SetLinger(0)
+	aborted      bool        // the host was told to reset the connection
 	offeredAt    time.Time   // HANDBACK
 	takenAt      time.Time   // the answer to it
 	kept         bool        // a handback of this lease was declined: what it took says nothing
@@ -104,7 +107,7 @@ func (c *Conn) RemoteAddr() net.Addr { return c.tcp.RemoteAddr() }
 func (c *Conn) Read(p []byte) (int, error) {
 	c.flushHead()
 	if len(p) == 0 {
-		return 0, nil
+		return 0, c.checkOpen("read")
 	}
 	woken := false
 	for {
@@ -114,7 +117,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			woken = false
 		}
 		if n > 0 || err != nil {
-			return n, err
+			return c.heard(n), err
 		}
 		if !local {
 			c.poll(&c.agent.expects.requests, c.hasNews)
@@ -126,9 +129,17 @@ func (c *Conn) Read(p []byte) (int, error) {
 			continue
 		}
 		if n, err, moved := c.readLocal(p); !moved {
-			return n, err
+			return c.heard(n), err
 		}
 	}
+}
+
+// heard notes that the client has said n bytes, which it returns.
+func (c *Conn) heard(n int) int {
+	if n > 0 {
+		c.turn.heard(c.agent.costs)
+	}
+	return n
 }
 
 // poll asks the host for what is expected instead of sleeping at once. c.mu is not held.
@@ -236,6 +247,16 @@ func (c *Conn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
 }
 
+// checkOpen is the error of a call that does nothing else on a connection that the server has closed.
+func (c *Conn) checkOpen(op string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return c.opError(op, net.ErrClosed)
+	}
+	return nil
+}
+
 // giveCredit lets the host send more of the client's bytes when half of the window has been read. c.mu is held.
 func (c *Conn) giveCredit(n int) {
 	early := min(n, c.early)
@@ -258,7 +279,10 @@ func (c *Conn) say(m wire.Message, flags wire.Flags) {
 
 // SetDeadline implements net.Conn.
 func (c *Conn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
 }
 
 // SetReadDeadline implements net.Conn.
@@ -284,11 +308,15 @@ func (c *Conn) deadlineToSocket() error {
 
 // SetWriteDeadline implements net.Conn.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
+	if err := c.checkOpen("set"); err != nil {
+		return err
+	}
 	c.sendUntil.set(t)
 	return c.tcp.SetWriteDeadline(t)
 }
 
-// Close implements net.Conn. Bytes that were written still reach the client.
+// Close implements net.Conn. Bytes that were written still reach the client. A file that is being sent is not sent to its end: the connection is
+// reset, as it is after a write deadline.
 func (c *Conn) Close() error {
 	c.flushHead()
 	c.mu.Lock()
@@ -302,29 +330,57 @@ func (c *Conn) Close() error {
 	case lease.Local:
 		return c.tcp.Close()
 	case lease.Leased:
-		c.say(wire.Close{}, 0) // our socket stays, silent, until CLOSED
+		c.sayClose() // our socket stays, silent, until CLOSED
 	}
 	// Handing and Returning: what comes of it decides (event). Gone: closed already.
 	return nil
 }
 
-// CloseWrite tells the client that no more bytes come, as (*net.TCPConn).CloseWrite.
+// sayClose lets the host close the connection. c.mu is held.
+func (c *Conn) sayClose() {
+	if c.sending || c.resets {
+		c.sayAbort()
+		return
+	}
+	c.say(wire.Close{}, 0)
+}
+
+// sayAbort lets the host reset the connection. c.mu is held.
+func (c *Conn) sayAbort() {
+	c.aborted = true
+	c.say(wire.Close{}, wire.FlagAbort)
+}
+
+// CloseWrite tells the client that no more bytes come, as (*net.TCPConn).CloseWrite: the write deadline does not matter to it.
 func (c *Conn) CloseWrite() error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	if err := c.writeHead(); err != nil {
-		return err
+	_ = c.writeHead() // fails when the write deadline has passed, or when the direction is closed, as a write of the server would
+	for {
+		c.mu.Lock()
+		phase := c.end.Phase()
+		switch {
+		case c.closed:
+			c.mu.Unlock()
+			return c.opError("close", net.ErrClosed)
+		case c.failed != nil:
+			c.mu.Unlock()
+			return c.opError("close", c.failed)
+		case phase == lease.Local:
+			defer c.mu.Unlock()
+			c.outEnd = true
+			return c.tcp.CloseWrite()
+		case phase == lease.Leased:
+			defer c.mu.Unlock()
+			if !c.outEnd {
+				c.outEnd = true
+				c.say(wire.End{}, 0)
+			}
+			return nil
+		}
+		c.mu.Unlock()
+		<-c.writable
 	}
-	if err := c.lockSettled(); err != nil {
-		return err
-	}
-	defer c.mu.Unlock()
-	c.outEnd = true
-	if c.end.Phase() == lease.Leased {
-		c.say(wire.End{}, 0)
-		return nil
-	}
-	return c.tcp.CloseWrite()
 }
 
 // wake makes reader and writer look again.

@@ -133,7 +133,8 @@ func TestSessionLostLocal(t *testing.T) {
 	h.over(wire.ReasonClientGone)
 }
 
-// TestClose: Close returns at once and wakes everybody, whatever the phase; the host hears CLOSE once, when it owns the connection.
+// TestClose: Close returns at once and wakes everybody, whatever the phase; the host hears CLOSE once, when it owns the connection, and with ABORT if a
+// file is under way, of which no more is to be sent.
 func TestClose(t *testing.T) {
 	atPhase(t, func(t *testing.T, h *handing, phase lease.Phase, read <-chan error) {
 		sends := h.sends()
@@ -157,12 +158,15 @@ func TestClose(t *testing.T) {
 		switch phase {
 		case lease.Handing:
 			h.say(h.id, 0, wire.Granted{})
-			hear[wire.Close](h.script)
-			h.say(h.id, wire.FlagStarted, wire.Sent{Bytes: bodySize})
+			h.hearClose(wire.FlagAbort)
 			h.over(wire.ReasonClosed)
 		case lease.Leased:
-			hear[wire.Close](h.script)
+			want := wire.Flags(0)
 			if sends {
+				want = wire.FlagAbort
+			}
+			h.hearClose(want)
+			if sends { // it may have been sent already
 				h.say(h.id, wire.FlagStarted, wire.Sent{Bytes: bodySize})
 			}
 			h.over(wire.ReasonClosed)
@@ -177,6 +181,13 @@ func TestClose(t *testing.T) {
 		h.silent()
 		h.lives()
 	})
+}
+
+func (h *handing) hearClose(want wire.Flags) {
+	h.tb.Helper()
+	if _, head := hear[wire.Close](h.script); head.Flags != want {
+		h.tb.Errorf("CLOSE has the flags %v, want %v", head.Flags, want)
+	}
 }
 
 // TestCloseRefused: a server that closes while a handover is under way that the host then refuses.

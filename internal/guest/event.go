@@ -67,15 +67,19 @@ func (c *Conn) granted() error {
 		return err
 	}
 	c.agent.stats.count(func(s *Counts) { s.Handovers++ })
-	c.agent.stats.step(StepHandover, time.Since(c.began))
+	took := time.Since(c.began)
+	c.agent.stats.step(StepHandover, took)
+	if c.agent.costs != nil {
+		c.agent.costs.leased(took)
+	}
 	switch {
 	case err != nil:
 		c.agent.log.Warn("a byte of the client's was lost in the handover; resetting the connection", "client", c.remote, "error", err)
-		c.say(wire.Close{}, wire.FlagAbort)
+		c.sayAbort()
 	case c.failed != nil: // the server gave up meanwhile
-		c.say(wire.Close{}, wire.FlagAbort)
+		c.sayAbort()
 	case c.closed: // the server closed it meanwhile
-		c.say(wire.Close{}, 0)
+		c.sayClose()
 	}
 	return nil
 }
@@ -142,6 +146,11 @@ func (c *Conn) closedByHost(payload []byte) error {
 	}
 	c.link.delist(c.id, c)
 	c.over(hostClosed(m.Reason))
+	if c.aborted || m.Reason != wire.ReasonClosed && m.Reason != wire.ReasonClientGone {
+		// The host has sent a RST, which nobody sends again, and which a client may not take for one: of a socket that was halted in the middle of
+		// a file it has a sequence number that the client does not expect.
+		c.probeLater()
+	}
 	return nil
 }
 
@@ -258,6 +267,11 @@ func (c *Conn) lost(cause error) {
 	c.over(fmt.Errorf("the session with the host ended: %w", cause))
 	// A daemon that was killed while it held the socket has left a client that waits for ever; and of a connection on its way home, our reset may
 	// lie before what the client has.
+	c.probeLater()
+}
+
+// probeLater looks some time after whether the client of a connection that is over has heard of it.
+func (c *Conn) probeLater() {
 	for _, after := range []time.Duration{probeFirst, probeAgain, 5 * probeAgain} {
 		time.AfterFunc(after, c.probe)
 	}

@@ -26,7 +26,8 @@ func (c *Conn) sendFile(send wire.Send) (int64, error) {
 	}
 	send.Header = c.head
 	var err error
-	if c.end.Phase() == lease.Local {
+	wasLocal := c.end.Phase() == lease.Local
+	if wasLocal {
 		err = c.handover(send)
 	} else {
 		err = c.sendLeased(send)
@@ -41,14 +42,21 @@ func (c *Conn) sendFile(send wire.Send) (int64, error) {
 		if reason == wire.ReasonKernel {
 			c.agent.log.Warn("handover failed; serving locally", "client", c.remote, "error", err)
 		}
+		if wasLocal {
+			c.turn.answered(c.agent.costs, send.Count, locally, true)
+		}
 		return 0, nil // settle tells if the connection is broken
 	}
-	return c.awaitSent(send)
+	n, err := c.awaitSent(send)
+	if n == send.Count {
+		c.turn.answered(c.agent.costs, n, byHost, wasLocal)
+	}
+	return n, err
 }
 
-// sendFlags are the flags of every SEND: in mode Offload the connection comes back after it.
-func (c *Conn) sendFlags() wire.Flags {
-	if c.agent.policy.Mode == Offload {
+// sendFlags are the flags of a SEND: in mode Offload the connection comes back after it, and so it does when the host's way has proved to cost more.
+func (c *Conn) sendFlags(count int64) wire.Flags {
+	if c.agent.policy.Mode == Offload || c.turn.returns(c.agent.costs, count) {
 		return wire.FlagReturn
 	}
 	return 0
@@ -56,7 +64,7 @@ func (c *Conn) sendFlags() wire.Flags {
 
 // sendLeased orders a range on a leased connection. c.mu is held.
 func (c *Conn) sendLeased(send wire.Send) error {
-	c.frame = wire.Append(c.frame[:0], c.session.ID, c.id, c.sendFlags(), send)
+	c.frame = wire.Append(c.frame[:0], c.session.ID, c.id, c.sendFlags(send.Count), send)
 	if err := c.session.Write(c.frame); err != nil {
 		return wire.ReasonHostAway
 	}
@@ -66,7 +74,7 @@ func (c *Conn) sendLeased(send wire.Send) error {
 
 // handover gives the connection to the host together with its first order. c.mu is held. After an error the connection is local.
 func (c *Conn) handover(send wire.Send) error {
-	if reason := c.agent.policy.refusal(send.Count); reason != wire.ReasonOK {
+	if reason := c.agent.refusal(send.Count); reason != wire.ReasonOK {
 		return reason
 	}
 	if c.inEnd {
@@ -93,7 +101,7 @@ func (c *Conn) handover(send wire.Send) error {
 		c.early = c.in.len()
 		c.sending, c.sendCount = true, send.Count // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
 		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
-		c.frame = wire.Append(c.frame, s.ID, id, c.sendFlags(), send)
+		c.frame = wire.Append(c.frame, s.ID, id, c.sendFlags(send.Count), send)
 		if err := s.Write(c.frame); err != nil {
 			c.sending = false
 			return fmt.Errorf("%w: %w", wire.ReasonHostAway, err)
@@ -195,7 +203,7 @@ func (c *Conn) result() (result, error) {
 			return r, nil
 		default:
 		}
-		if closed { // the host closes it after the SEND
+		if closed { // the host resets it
 			c.takeHead()
 			return result{}, c.opError("write", net.ErrClosed)
 		}
@@ -221,7 +229,7 @@ func (c *Conn) giveUp() {
 	}
 	c.failed = errGivenUp
 	if c.end.Phase() == lease.Leased {
-		c.say(wire.Close{}, wire.FlagAbort)
+		c.sayAbort()
 	} // a connection that is on its way to the host is reset when it is there (granted)
 }
 

@@ -33,20 +33,23 @@ func ParseMode(s string) (Mode, error) {
 // DefaultThreshold is the seed's: below 64 KiB its handover cost more than it gained (section IV.B, figure 3).
 const DefaultThreshold = 64 << 10
 
+// ThresholdAuto lets the guest learn from which size on a handover pays: see costs.
+const ThresholdAuto = -1
+
 // Policy decides which responses are worth a handover. On a leased connection nothing is left to decide: every file range goes through
 // the host, whatever its size.
 type Policy struct {
 	Mode      Mode
-	Threshold int64 // bytes; smaller ranges do not cause a handover
+	Threshold int64 // bytes; smaller ranges do not cause a handover; or ThresholdAuto
 }
 
 // refusal is why a range of count bytes does not cause a handover, or ReasonOK. It is the first of the gates; the kernel
 // (tcprepair.Extract) and the host (REFUSED) have theirs.
-func (p Policy) refusal(count int64) wire.Reason {
+func (a *Agent) refusal(count int64) wire.Reason {
 	switch {
-	case p.Mode == Off:
+	case a.policy.Mode == Off:
 		return wire.ReasonOff
-	case count < p.Threshold:
+	case count < a.policy.Threshold, a.costs != nil && a.costs.choose(count) == locally:
 		return wire.ReasonSmall
 	}
 	return wire.ReasonOK

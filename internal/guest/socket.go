@@ -18,8 +18,10 @@ type socket struct {
 	start   *tcprepair.StartWindow
 	stays   bool                // a handover is for long, and so is a handback: the window may grow
 	window  tcpstate.PeerWindow // as Restore got it
+	next    uint32              // sequence number of the next byte of the client's, as Restore got it, and TakeIn
 	frozen  *tcpstate.State     // as Extract found it, for Confirm
-	options *tcpstate.State     // what ReadOptions reads, before the first handover: servers do not change them later
+	options *tcpstate.State     // what ReadOptions reads, before the first handover
+	stale   bool                // options were changed since
 }
 
 // control runs f with the file descriptor.
@@ -41,12 +43,12 @@ func (s *socket) keepAlive() tcpstate.KeepAlive {
 
 func (s *socket) Freeze() error {
 	return s.control(func(fd int) error {
-		if s.options == nil {
+		if s.options == nil || s.stale {
 			options := tcpstate.State{Local: s.local}
 			if err := tcprepair.ReadOptions(fd, &options); err != nil {
 				return withReason(err)
 			}
-			s.options = &options
+			s.options, s.stale = &options, false
 		}
 		return withReason(s.freezer.Freeze(fd))
 	})
@@ -78,7 +80,7 @@ func (s *socket) Park() error {
 }
 
 func (s *socket) Restore(st *tcpstate.State) error {
-	s.window = st.Window.Peer()
+	s.window, s.next = st.Window.Peer(), st.RecvSeq
 	if s.stays {
 		st.Ssthresh = 0
 	}
@@ -89,7 +91,9 @@ func (s *socket) Restore(st *tcpstate.State) error {
 }
 
 func (s *socket) TakeIn(p []byte) error {
-	return s.control(func(fd int) error { return tcprepair.TakeIn(fd, p) })
+	seq := s.next
+	s.next += uint32(len(p))
+	return s.control(func(fd int) error { return s.freezer.TakeIn(fd, seq, p) })
 }
 
 func (s *socket) Update(now tcpstate.PeerWindow) error {

@@ -69,6 +69,7 @@ type Snapshot struct {
 	Counts    Counts             `json:"counts"`
 	Fallbacks map[string]uint64  `json:"fallbacks"` // by reason: ranges that could have gone through the host and did not
 	Steps     map[Step]Quantiles `json:"steps"`
+	Learned   []LearnedCost      `json:"learned,omitempty"` // with ThresholdAuto
 }
 
 func newStats() *Stats {

@@ -2,8 +2,10 @@ package guest
 
 import (
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,7 +43,7 @@ func (c *Conn) wantsHead(missing int64) bool {
 	case lease.Leased:
 		return true
 	case lease.Local, lease.Returning: // the body waits for RELEASED, and then it is local
-		return c.agent.policy.refusal(missing) == wire.ReasonOK
+		return c.agent.refusal(missing) == wire.ReasonOK
 	}
 	return false
 }
@@ -66,15 +68,47 @@ func (c *Conn) takeHead() []byte {
 	return head
 }
 
-// flushHead writes a head that waits in vain. A writer that is busy will do it.
+// flushHead writes a head that waits in vain. A writer that is busy will do it. It does not wait for a client that takes nothing: what does not
+// leave at once is written by a goroutine that nobody waits for, as the server was told that it is written.
 func (c *Conn) flushHead() {
 	c.flushing.Lock()
 	defer c.flushing.Unlock()
 	if !c.writing.TryLock() {
 		return
 	}
-	defer c.writing.Unlock()
-	_ = c.writeHead() // the next write or read of the server meets the same error
+	head := c.takeHead()
+	rest := head[c.writeNow(head):]
+	if len(rest) == 0 {
+		c.writing.Unlock()
+		return
+	}
+	go func() {
+		defer c.writing.Unlock()
+		_, _ = c.write(rest) // the next write or read of the server meets the same error
+	}()
+}
+
+// writeNow sends as much of p as the client's window and the buffers take, and returns how much. An error is left to who writes the rest.
+// c.writing is held.
+func (c *Conn) writeNow(p []byte) (n int) {
+	if len(p) == 0 || c.settle() != nil {
+		return 0
+	}
+	c.mu.Lock()
+	local := c.end.Phase() == lease.Local
+	c.mu.Unlock()
+	if !local {
+		n, _, _ = c.writeSome(p)
+		return n
+	}
+	_ = c.raw.Write(func(fd uintptr) bool {
+		n, _ = retryEINTR(func() (int, error) {
+			return unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		})
+		return true
+	})
+	c.agent.stats.count(func(s *Counts) { s.LocalBytes += uint64(n) })
+	return n
 }
 
 // writeHead writes the head that was held back. c.writing is held.
@@ -90,13 +124,13 @@ func (c *Conn) writeHead() error {
 // write sends p, wherever the connection is. c.writing is held.
 func (c *Conn) write(p []byte) (int, error) {
 	written := 0
-	for written < len(p) {
+	for {
 		if err := c.settle(); err != nil {
 			return written, err
 		}
 		n, err, moved := c.writeSome(p[written:])
 		written += n
-		if err != nil {
+		if err != nil || written == len(p) {
 			return written, err
 		}
 		if moved && n == 0 { // no credit, or a change of hands: wait for news
@@ -105,7 +139,6 @@ func (c *Conn) write(p []byte) (int, error) {
 			}
 		}
 	}
-	return written, nil
 }
 
 // writeSome sends what can be sent at once: all of p locally, or as much as the credit allows through the host.
@@ -139,7 +172,7 @@ func (c *Conn) writeSome(p []byte) (n int, err error, through bool) {
 	return n, nil, true
 }
 
-// settle waits until the connection is local or leased, and reports one that is over. c.writing is held.
+// settle waits until the connection is local or leased, and reports one that is over or takes no more bytes. c.writing is held.
 func (c *Conn) settle() error {
 	if err := c.lockSettled(); err != nil {
 		return err
@@ -205,17 +238,72 @@ type hostFile interface {
 // ReadFrom implements io.ReaderFrom. A range of a host file, the *io.LimitedReader over it that io.CopyN makes, goes through the host where the
 // policy, the kernel and the host allow; everything else is copied, with sendfile(2) where the connection is local.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	n, done, err := c.sendRange(r)
+	if c.agent.policy.Mode == Off {
+		return c.readFromLocal(r) // whatever it is: the connection never leaves
+	}
+	n, done, err := c.readFromFile(r)
 	if done || err != nil {
 		return n, err
 	}
-	if err := c.writeHead(); err != nil {
-		return n, err
-	}
-	m, err := c.copyFrom(r)
+	// A source that is no file may have nothing to say for a long time, in which others want to write.
+	m, err := io.Copy(writerFunc(c.writeTurn), r)
 	return n + m, err
+}
+
+// readFromFile sends r if it is a file. Otherwise, and when a part of it is left, done is false.
+func (c *Conn) readFromFile(r io.Reader) (n int64, done bool, err error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if n, done, err = c.sendRange(r); done || err != nil {
+		return n, done, err
+	}
+	if err := c.writeHead(); err != nil {
+		return n, false, err
+	}
+	if err := c.settle(); err != nil {
+		return n, false, err
+	}
+	c.mu.Lock()
+	local := c.end.Phase() == lease.Local
+	c.mu.Unlock()
+	if !local || !isFile(r) {
+		return n, false, nil
+	}
+	m, err := c.readFromLocal(r) // nobody waits for a file, so c.writing may be held
+	return n + m, true, err
+}
+
+// readFromLocal is ReadFrom of a connection that is local.
+func (c *Conn) readFromLocal(r io.Reader) (int64, error) {
+	n, err := c.tcp.ReadFrom(r)
+	c.agent.stats.count(func(s *Counts) { s.LocalBytes += uint64(n) })
+	return n, err
+}
+
+// isFile tells whether r is a regular file that the kernel can send, or a part of one.
+func isFile(r io.Reader) bool {
+	if limit, ok := r.(*io.LimitedReader); ok {
+		r = limit.R
+	}
+	f, ok := r.(interface {
+		syscall.Conn
+		Stat() (fs.FileInfo, error)
+	})
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode().IsRegular()
+}
+
+// writeTurn writes one piece of a body, when it is its turn.
+func (c *Conn) writeTurn(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := c.writeHead(); err != nil {
+		return 0, err
+	}
+	return c.write(p)
 }
 
 // sendRange tries to send r through the host. done tells that all of it was sent; otherwise the caller sends the rest.
@@ -261,22 +349,6 @@ func (c *Conn) refuse(reason wire.Reason) {
 	if c.agent.policy.Mode != Off {
 		c.agent.stats.fallback(reason)
 	}
-}
-
-// copyFrom sends r by the guest's own means. c.writing is held.
-func (c *Conn) copyFrom(r io.Reader) (int64, error) {
-	if err := c.settle(); err != nil {
-		return 0, err
-	}
-	c.mu.Lock()
-	local := c.end.Phase() == lease.Local
-	c.mu.Unlock()
-	if local {
-		n, err := c.tcp.ReadFrom(r)
-		c.agent.stats.count(func(s *Counts) { s.LocalBytes += uint64(n) })
-		return n, err
-	}
-	return io.Copy(writerFunc(c.write), r)
 }
 
 // writerFunc makes a function an io.Writer.

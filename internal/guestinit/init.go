@@ -112,6 +112,7 @@ func mountKernelFilesystems() error {
 	for _, m := range []Mount{
 		{Source: "proc", Target: "/proc", Type: "proc"},
 		{Source: "sysfs", Target: "/sys", Type: "sysfs"},
+		{Source: "cgroup2", Target: "/sys/fs/cgroup", Type: "cgroup2"}, // for eBPF programs
 		{Source: "devtmpfs", Target: "/dev", Type: "devtmpfs"},
 		{Source: "tmpfs", Target: "/run", Type: "tmpfs"},
 		{Source: "tmpfs", Target: "/tmp", Type: "tmpfs"},

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"spillway/internal/config"
+	"spillway/internal/tcprepair"
 	"spillway/internal/wire"
 )
 
@@ -78,6 +79,29 @@ func TestClientResets(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestClientResetsInHandback: a guest that takes a connection which its client has reset meanwhile hears that the client is gone, and of no failure.
+func TestClientResetsInHandback(t *testing.T) {
+	r := newRig(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	g.send(1, wire.FlagReturn, r.whole("small", ""))
+	c.clientReads(r.big[:4096])
+	expect[wire.Sent](g, 1)
+	m, _ := expect[wire.Handback](g, 1)
+	c.takeBack(m)
+	c.reset()
+	r.eventually("the host's socket has the RST", func() bool {
+		state := tcprepair.Established
+		r.daemon.vms[0].eachLease(func(l *leaseConn) { state, _ = l.socket.state() })
+		return state == tcprepair.Closed
+	})
+	g.send(1, 0, wire.Taken{})
+	if m := g.closed(1); m.Reason != wire.ReasonClientGone {
+		t.Errorf("CLOSED %v", m.Reason)
+	}
+	c.server.Close()
 }
 
 // closed waits for CLOSED, and takes all DATA before it.

@@ -31,7 +31,8 @@ type Daemon struct {
 	vms    []*vm
 
 	started  time.Time
-	buffers  sync.Pool      // of *buffer
+	buffers  sync.Pool // of *buffer
+	cold     coldReader
 	running  sync.WaitGroup // goroutines of leases and desks
 	active   atomic.Int64   // leases whose sender runs
 	draining atomic.Bool
@@ -66,6 +67,7 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 	}
 	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]*share.Share), started: time.Now()}
 	d.buffers.New = func() any { return new(buffer) }
+	d.cold = newColdReader()
 	files := 0
 	for _, v := range cfg.VMs {
 		files += v.MaxOpenFiles

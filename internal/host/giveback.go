@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"spillway/internal/lease"
+	"spillway/internal/tcprepair"
 	"spillway/internal/wire"
 )
 
@@ -188,6 +189,9 @@ func (l *leaseConn) release() (over wire.Reason) {
 	late, end, err := l.end.Taken()
 	if err != nil {
 		// The guest resets the connection when it hears CLOSED.
+		if errors.Is(err, tcprepair.ErrNotEstablished) {
+			return wire.ReasonClientGone
+		}
 		l.complainOnce("a connection was lost while it was given back", err)
 		return wire.ReasonKernel
 	}

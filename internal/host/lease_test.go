@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"spillway/internal/tcprepair"
 	"spillway/internal/wire"
 )
 
@@ -104,7 +103,7 @@ func TestReturn(t *testing.T) {
 		if string(late.Data) != "late" {
 			t.Fatalf("DATA after TAKEN: %q", late.Data)
 		}
-		c.fd(func(fd int) error { return tcprepair.TakeIn(fd, late.Data) })
+		c.fd(func(fd int) error { return c.freezer.TakeIn(fd, m.State.RecvSeq, late.Data) })
 	}
 	// The guest's own socket serves it again.
 	c.clientSays("hello")

@@ -94,7 +94,8 @@ func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over
 		if sent > 0 && !unchanged(f, &o.file) {
 			return sent, wire.ReasonChanged, wire.ReasonOK
 		}
-		n, reason, err := l.sendChunk(f, &offset, min(o.count-sent, sendfileChunk))
+		chunk := l.vm.daemon.cold.prepare(f, offset, min(o.count-sent, sendfileChunk))
+		n, reason, err := l.sendChunk(f, &offset, chunk)
 		sent += n
 		if reason != wire.ReasonOK {
 			return sent, reason, wire.ReasonOK

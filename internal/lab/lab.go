@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"time"
 
+	"spillway/internal/config"
 	"spillway/internal/guestinit"
 	"spillway/internal/netns"
 	"spillway/internal/qemu"
@@ -34,13 +35,13 @@ const StateRoot = "/run/spillway-lab"
 type Options struct {
 	Name      string // [a-z0-9-], at most 20 bytes
 	VM        Kind
-	Binary    string         // the spillway binary; default: this program
-	Cache     string         // where scripts/setup.sh put the guest kernel; QEMU only
-	Files     string         // the directory that is shared
-	Threshold int64          // bytes, of the offloading arms
-	BusyPoll  *time.Duration // of the offloading servers; nil: what suits the guest
-	CPUs      int            // of the guest, each with a channel of its own for each arm; default: 1
-	Link      Link           // between client and host
+	Binary    string           // the spillway binary; default: this program
+	Cache     string           // where scripts/setup.sh put the guest kernel; QEMU only
+	Files     string           // the directory that is shared
+	Threshold config.Threshold // of the offloading arms
+	BusyPoll  *time.Duration   // of the offloading servers; nil: what suits the guest
+	CPUs      int              // of the guest, each with a channel of its own for each arm; default: 1
+	Link      Link             // between client and host
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process

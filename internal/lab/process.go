@@ -185,7 +185,7 @@ func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []str
 	if !arm.offloads() {
 		return append(args, "--mode", string(config.ModeOff))
 	}
-	args = append(args, "--mode", string(arm), "--threshold", fmt.Sprint(l.Threshold))
+	args = append(args, "--mode", string(arm), "--threshold", l.Threshold.String())
 	for i := range l.CPUs {
 		args = append(args, "--channel", channel(i))
 	}

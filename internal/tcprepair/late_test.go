@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -165,12 +167,123 @@ func TestSnapshotRefuses(t *testing.T) {
 	wantError(t, Snapshot(host.fd, &st, st.RecvSeq, false), ErrUnacked, LeftLive)
 }
 
+// TestLateUpload: a client that sends on and on, until the host's receive buffer is full, while its connection is given back. What it was told of the
+// host's window must not keep it from sending on to the guest, whose window it has not heard of.
+func TestLateUpload(t *testing.T) {
+	for _, l := range lanes() {
+		t.Run(l.name, func(t *testing.T) {
+			r := newRig(t, l)
+			r.net.CheckNoResets(t)
+			transfer(t, r.client, r.guest, 4<<20) // the guest's receive buffer grows, the host's begins anew
+			st := r.extractGuest(t)
+			host := r.restoreOnHost(t, &st)
+			said := make([]byte, 2<<20)
+			for i := range said {
+				said[i] = byte(i / 1000)
+			}
+			written := make(chan error, 1)
+			meanwhile := func() {
+				go func() {
+					_, err := r.client.Write(said)
+					written <- err
+				}()
+				for before, now := -1, 0; now == 0 || now != before; time.Sleep(50 * time.Millisecond) {
+					before = now
+					now, _ = unix.IoctlGetInt(host.fd, unix.SIOCINQ)
+				}
+			}
+			r.handBack(t, host, st, 0, meanwhile)
+			must(t, r.guest.SetReadDeadline(time.Now().Add(patience)))
+			rest := make([]byte, len(said)-len(r.late))
+			if n, err := io.ReadFull(r.guest, rest); err != nil {
+				t.Fatalf("%d bytes were late, then the guest reads %d of %d: %v", len(r.late), n, len(rest), err)
+			}
+			if !bytes.Equal(append(r.late, rest...), said) {
+				t.Error("the guest has other bytes than the client sent")
+			}
+			must(t, <-written)
+			r.bothWays(t)
+		})
+	}
+}
+
+// TestLateBehind: what the client says to the guest's socket before that has what was late waits for it, and comes behind it.
+func TestLateBehind(t *testing.T) {
+	for _, l := range lanes() {
+		t.Run(l.name, func(t *testing.T) {
+			r := newRig(t, l)
+			r.net.CheckNoResets(t)
+			st := r.extractGuest(t)
+			host := r.restoreOnHost(t, &st)
+			behind := bytes.Repeat([]byte("behind "), 1000)
+			r.beyond = func() {
+				for _, part := range [][]byte{behind[:3000], behind[3000:]} { // in segments of their own
+					before := memory(t, r.guest)
+					if _, err := r.client.Write(part); err != nil {
+						t.Fatal(err)
+					}
+					eventually(t, "the guest's socket has it out of order", func() bool { return memory(t, r.guest) > before })
+				}
+			}
+			r.handBack(t, host, st, 0, func() { r.say(t, host.fd, []byte("late"), 0) })
+			must(t, r.guest.SetReadDeadline(time.Now().Add(patience)))
+			got := make([]byte, len(behind))
+			if n, err := io.ReadFull(r.guest, got); err != nil || !bytes.Equal(got, behind) || string(r.late) != "late" {
+				t.Fatalf("behind %q the guest reads %d of %d bytes, %v", r.late, n, len(behind), err)
+			}
+			r.bothWays(t)
+		})
+	}
+}
+
+// memory is what the receive queues of a socket hold, out of order or not. Bytes of the kernel's.
+func memory(t *testing.T, conn *net.TCPConn) (n int) {
+	t.Helper()
+	control(t, conn, func(fd int) (err error) {
+		n, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MEMINFO) // its first number is SK_MEMINFO_RMEM_ALLOC
+		return err
+	})
+	return n
+}
+
+// TestTakeInTwice: what the client has said to the socket before, and then, as it was not acknowledged in time, again to this one, is there once.
+func TestTakeInTwice(t *testing.T) {
+	r := newRig(t, lanes()[0])
+	r.net.CheckNoResets(t)
+	for _, late := range []int{0, 1, 5, 9, 10} {
+		seq := uint32(0)
+		control(t, r.guest, func(fd int) error {
+			seq = recvSeq(t, fd)
+			r.say(t, fd, []byte("0123456789"), 0)
+			return r.freezer.TakeIn(fd, seq, []byte("0123456789")[:late])
+		})
+		must(t, r.guest.SetReadDeadline(time.Now().Add(patience)))
+		got := make([]byte, 10-late)
+		if n, err := io.ReadFull(r.guest, got); err != nil || string(got) != "0123456789"[late:] {
+			t.Fatalf("behind %d late bytes the guest reads %q, %v", late, got[:n], err)
+		}
+		r.bothWays(t)
+	}
+}
+
+// recvSeq is the receive sequence of a live socket.
+func recvSeq(t *testing.T, fd int) uint32 {
+	t.Helper()
+	c := calls{fd: fd}
+	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
+	seq := c.getTCP(unix.TCP_QUEUE_SEQ)
+	c.goLive()
+	must(t, c.err())
+	return seq
+}
+
 // TestTakeInFails: more than a receive buffer holds is an error, not a hole in the stream.
 func TestTakeInFails(t *testing.T) {
 	r := newRig(t, lanes()[0])
 	err := controlErr(t, r.guest, func(fd int) error {
 		must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096))
-		return TakeIn(fd, make([]byte, 4<<20))
+		return r.freezer.TakeIn(fd, recvSeq(t, fd), make([]byte, 4<<20))
 	})
 	var repairError *Error
 	if !errors.As(err, &repairError) || repairError.Left != LeftRepair {

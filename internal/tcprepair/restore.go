@@ -151,15 +151,35 @@ func (c *calls) setConnected(st *tcpstate.State) {
 	c.setWindow(&st.Window)
 }
 
-// TakeIn moves the receive sequence of the live connection on fd past p, which the peer has sent to the socket that had the connection before, where
-// it was acknowledged (Seal). The bytes do not stay in the receive queue: the caller has them. It owns fd.
-func TakeIn(fd int, p []byte) error {
+// TakeIn moves the receive sequence of the live connection on fd past p, which the peer has sent, from the sequence number seq on, to the socket that had
+// the connection before, where it was acknowledged (Seal). The bytes do not stay in the receive queue: the caller has them. It owns fd, of which nobody
+// has read anything behind seq.
+//
+// The peer may have sent p, or a part of it, again to fd meanwhile, as an acknowledgement was late: it counts once. And the peer goes by the window
+// of the socket before, which may have been full, until it hears of this one's: fd tells it.
+func (f *Freezer) TakeIn(fd int, seq uint32, p []byte) error {
 	c := calls{fd: fd}
+	c.set(unix.SOL_SOCKET, unix.SO_ATTACH_BPF, f.fd) // nothing may come between looking and adding
 	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
 	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
-	c.send(p)
+	if have := int(int32(c.getTCP(unix.TCP_QUEUE_SEQ) - seq)); have < len(p) {
+		c.send(p[max(have, 0):])
+		if now := c.getTCP(unix.TCP_QUEUE_SEQ); have < 0 || now != seq+uint32(len(p)) {
+			c.fail(unix.EILSEQ, "take in", unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+		}
+	}
+	// With no window to begin with, the read that follows opens it, which the kernel tells the peer at once (__tcp_cleanup_rbuf, net/ipv4/tcp.c).
+	// A segment that has come out of order may have told the peer's window, but TCP_REPAIR_WINDOW takes no snd_wl1 beyond the window.
+	var w tcpstate.Window
+	c.window(&w)
+	w.RcvWnd = 0
+	if next := c.getTCP(unix.TCP_QUEUE_SEQ); int32(w.SndWl1-next) > 0 {
+		w.SndWl1 = next
+	}
+	c.setWindow(&w)
 	c.goLive()
 	c.discard(len(p))
+	c.detach()
 	if err := c.err(); err != nil {
 		return &Error{Op: "take in", Left: LeftRepair, Err: err}
 	}

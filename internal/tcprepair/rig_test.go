@@ -53,6 +53,7 @@ type rig struct {
 	local, remote netip.AddrPort // as the guest sees it, unmapped
 	late          []byte         // what the client said during the last handBack
 	fin           bool           // and whether it closed its direction
+	beyond        func()         // called, if set, when the guest's socket has the connection and lacks what is late
 }
 
 func newRig(tb testing.TB, l lane) *rig {
@@ -204,14 +205,22 @@ func (r *rig) handBack(tb testing.TB, host leased, st tcpstate.State, read int, 
 	must(tb, Confirm(host.fd, &tcpstate.State{RecvSeq: st.RecvSeq + uint32(late+int(truth(fin)))}))
 	must(tb, host.Close())
 	r.late, r.fin = p, fin
-	if late > 0 {
-		control(tb, r.guest, func(fd int) error { return TakeIn(fd, p) })
+	if r.beyond != nil {
+		r.beyond()
+	}
+	for seq := st.RecvSeq; len(p) > 0; {
+		part := p[:min(len(p), takeInMax)]
+		control(tb, r.guest, func(fd int) error { return r.freezer.TakeIn(fd, seq, part) })
+		seq, p = seq+uint32(len(part)), p[len(part):]
 	}
 	if now := st.Window.Peer(); now != was {
 		control(tb, r.guest, func(fd int) error { return UpdateWindow(fd, was, now) })
 	}
 	return st
 }
+
+// takeInMax is how much of what was said late comes at a time (wire.MaxData).
+const takeInMax = 64 << 10
 
 // transfer sends n random bytes from one end to the other and checks them.
 func transfer(tb testing.TB, from io.Writer, to io.Reader, n int) {
