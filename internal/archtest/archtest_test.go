@@ -31,7 +31,7 @@ var layers = []struct {
 	}},
 	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
-		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest",
+		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest", "internal/migrate",
 	}},
 	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/lab", "internal/status"}},
 	{"L5 programs", []string{"cmd/spillway"}},

@@ -167,7 +167,10 @@ func (d *Daemon) Hold(ctx context.Context, name string, timeout time.Duration) (
 	}()
 	v.eachHandler(func(h *handler) { h.desk.drain(wire.FlagMove) })
 	out.Leases = v.eachLease((*leaseConn).callBack)
-	if !v.awaitIdle(ctx, timeout, func() int { return v.leaseCount() }) {
+	if !v.awaitIdle(ctx, timeout, v.leaseCount) {
+		if err := ctx.Err(); err != nil { // whoever asked has changed his mind
+			return out, err
+		}
 		out.Closed = v.eachLease(func(l *leaseConn) { l.reset(wire.ReasonDraining) })
 		d.log.Warn("closed connections that did not come back before the VM moves", "vm", v.name, "leases", out.Closed)
 	}

@@ -35,7 +35,7 @@ func Down(ctx context.Context, name string) error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, stopProcesses(dir))
-	for _, role := range []string{"client", "host", "guest"} {
+	for _, role := range append([]string{"client", "host", "guest"}, segmentRoles...) {
 		errs = append(errs, netns.Delete(namespaceName(name, role)))
 	}
 	errs = append(errs, os.RemoveAll(dir))
@@ -57,7 +57,7 @@ func stopProcesses(dir string) error {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	var errs []error
-	for _, name := range []string{"baremetal", "vm", "offload", "lease", hostProcess, linkProcess} {
+	for _, name := range append([]string{"baremetal", "vm", "offload", "lease", hostProcess, linkProcess}, segmentRoles...) {
 		if pid, ok := s.Processes[name]; ok {
 			errs = append(errs, stopPid(name, pid, dir, s.Binary))
 		}

@@ -3,6 +3,7 @@ package netns
 import (
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/vishvananda/netlink"
 )
@@ -35,4 +36,16 @@ func (ns *Namespace) Bridge(name string, ports ...string) error {
 // HardwareAddr gives a link its hardware address.
 func (ns *Namespace) HardwareAddr(link string, mac net.HardwareAddr) error {
 	return ns.link(link, func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, mac) })
+}
+
+// OnLink routes to networks whose addresses are on a link, although the namespace has no address of them.
+func (ns *Namespace) OnLink(link string, networks ...netip.Prefix) error {
+	return ns.link(link, func(l netlink.Link) error {
+		for _, n := range networks {
+			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(n), Scope: netlink.SCOPE_LINK}); err != nil {
+				return fmt.Errorf("route to %v: %w", n, err)
+			}
+		}
+		return nil
+	})
 }

@@ -168,7 +168,7 @@ func (c Config) args(v Version) []string {
 		args = append(args, "-L", dir)
 	}
 	if c.Incoming {
-		args = append(args, "-incoming", "defer")
+		args = append(args, "-incoming", "defer", "-S") // and when the other one has moved in, it waits for QMP.Resume
 	}
 	accel := "kvm"
 	if c.Accel == AccelTCG {

@@ -170,8 +170,8 @@ func (c *QMP) QueryMigration(ctx context.Context) (Migration, error) {
 	}, nil
 }
 
-// migrationPoll is how often AwaitMigration looks.
-const migrationPoll = 2 * time.Millisecond
+// migrationPoll is how often AwaitMigration looks. While it waits for the end, clients wait too.
+const migrationPoll = time.Millisecond
 
 // AwaitMigration waits until done is satisfied. A migration that is over otherwise is an error.
 func (c *QMP) AwaitMigration(ctx context.Context, done func(Migration) bool) (Migration, error) {
