@@ -3,6 +3,7 @@
 #
 #   qemu-system-x86   installed from Debian, without its recommended packages;
 #   nftables          installed from Debian: a test reads the redirect's rule in nft's words, the product never runs it;
+#   curl              installed from Debian: a client to try a lab with, as `spillway lab up` tells;
 #   a guest kernel    Debian's generic linux-image package, downloaded and unpacked below the cache directory, never
 #                     installed. The cloud flavour will not do: it lacks 9p;
 #   a newer QEMU        Debian's backport, downloaded and unpacked likewise, for live migration only: 7.2 hangs after one in four
@@ -41,6 +42,8 @@ have_qemu() { command -v qemu-system-x86_64 >/dev/null; }
 
 have_nft() { command -v nft >/dev/null; }
 
+have_curl() { command -v curl >/dev/null; }
+
 # A kernel directory appears by one rename, so that what exists is whole.
 have_kernel() {
   compgen -G "$1/kernel/[0-9]*/boot/vmlinuz-*" >/dev/null
@@ -74,6 +77,12 @@ with_package_lists() {
 
 install_package() {
   DEBIAN_FRONTEND=noninteractive "${APT[@]}" install -y --no-install-recommends "$1" >/dev/null
+}
+
+install() {
+  ((EUID == 0)) || die "must run as root to install $1"
+  say "installing $1"
+  with_package_lists install_package "$1"
 }
 
 # Prints the concrete package behind the metapackage linux-image-amd64, for instance linux-image-6.1.0-56-amd64.
@@ -159,6 +168,7 @@ main() {
 
   have_qemu || missing+=("qemu-system-x86 (Debian package)")
   have_nft || missing+=("nftables (Debian package)")
+  have_curl || missing+=("curl (Debian package)")
   have_kernel "$cache" || missing+=("guest kernel in $cache/kernel")
   have_newer_qemu "$cache" || missing+=("QEMU for live migration in $cache/qemu")
   ((${#missing[@]})) || return 0
@@ -172,16 +182,9 @@ main() {
   cache=$(realpath -- "$cache")
   trap remove_work_dir EXIT
   trap 'exit 130' INT TERM
-  if ! have_qemu; then
-    ((EUID == 0)) || die "must run as root to install qemu-system-x86"
-    say "installing qemu-system-x86"
-    with_package_lists install_package qemu-system-x86
-  fi
-  if ! have_nft; then
-    ((EUID == 0)) || die "must run as root to install nftables"
-    say "installing nftables"
-    with_package_lists install_package nftables
-  fi
+  have_qemu || install qemu-system-x86
+  have_nft || install nftables
+  have_curl || install curl
   have_kernel "$cache" || { fetch_kernel "$cache" && remove_work_dir; }
   have_newer_qemu "$cache" || fetch_newer_qemu "$cache"
 }

@@ -88,7 +88,7 @@ func (d *Daemon) Describe(name string) (Description, error) {
 }
 
 // Admit tells what keeps this host from taking a VM that another one describes; nothing does if it is empty.
-func (d *Daemon) Admit(other Description) (problems []string, err error) {
+func (d *Daemon) Admit(ctx context.Context, other Description) (problems []string, err error) {
 	own, err := d.Describe(other.Name)
 	if err != nil {
 		return nil, err
@@ -130,7 +130,7 @@ func (d *Daemon) Admit(other Description) (problems []string, err error) {
 		return nil, err
 	}
 	for _, f := range other.Files {
-		size, mtime, reason := v.stat(wire.FileRef{Share: f.Share, Path: f.Path})
+		size, mtime, reason := v.stat(ctx, wire.FileRef{Share: f.Share, Path: f.Path})
 		if reason == wire.ReasonOK && (size != f.Size || mtime != f.MTimeNs) {
 			reason = wire.ReasonChanged
 		}

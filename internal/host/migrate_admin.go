@@ -45,7 +45,7 @@ func (d *Daemon) serveMigration(mux *http.ServeMux) {
 			return nil, fmt.Errorf("%w: %w", errRequest, err)
 		}
 		other.Name = vm
-		problems, err := d.Admit(other)
+		problems, err := d.Admit(r.Context(), other)
 		return map[string][]string{"problems": append([]string{}, problems...)}, err
 	})
 	handle("POST /hold", func(r *http.Request, vm string) (any, error) {

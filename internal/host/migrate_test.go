@@ -164,7 +164,7 @@ func TestAdmit(t *testing.T) {
 	}
 	ref := r.ref("small")
 	own.Files = []FileInUse{{ref.Share, ref.Path, ref.Size, ref.MTime}}
-	if problems, err := r.daemon.Admit(own); err != nil || len(problems) > 0 {
+	if problems, err := r.daemon.Admit(t.Context(), own); err != nil || len(problems) > 0 {
 		t.Errorf("it does not take what it describes: %q, %v", problems, err)
 	}
 	for name, c := range map[string]struct {
@@ -182,14 +182,14 @@ func TestAdmit(t *testing.T) {
 	} {
 		other := own
 		c.change(&other)
-		problems, err := r.daemon.Admit(other)
+		problems, err := r.daemon.Admit(t.Context(), other)
 		if err != nil || len(problems) == 0 || !strings.Contains(strings.Join(problems, "\n"), c.want) {
 			t.Errorf("%s: %q, %v, want %q", name, problems, err, c.want)
 		}
 	}
 	r.guest(0)
 	r.eventually("a session", func() bool { return r.status().Sessions == 1 })
-	if problems, _ := r.daemon.Admit(own); len(problems) != 1 || !strings.Contains(problems[0], "runs here already") {
+	if problems, _ := r.daemon.Admit(t.Context(), own); len(problems) != 1 || !strings.Contains(problems[0], "runs here already") {
 		t.Errorf("it takes a VM that it has: %q", problems)
 	}
 	if _, err := r.daemon.Describe("none"); err == nil {

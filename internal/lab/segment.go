@@ -70,7 +70,7 @@ func UpSegment(ctx context.Context, opts Options) (*Segment, error) {
 		return nil, fmt.Errorf("%w; fetch it with: scripts/setup.sh %s", err, opts.Cache)
 	}
 	opts.VM, opts.Detached = QEMU, false
-	l, err := prepare(opts)
+	l, err := prepare(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +223,7 @@ func (s *Segment) awaitSocket(h *SegmentHost) error {
 			return nil
 		}
 		if s.daemons[h.Name].exited() || time.Now().After(deadline) {
-			return fmt.Errorf("the daemon of %s does not serve: %w\n%s", h.Name, err, s.logTails())
+			return fmt.Errorf("the daemon of %s does not serve: %w\n%s", h.Name, err, s.LogTails())
 		}
 	}
 }

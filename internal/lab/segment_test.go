@@ -30,7 +30,7 @@ func TestSegment(t *testing.T) {
 	}
 	defer func() {
 		if t.Failed() {
-			t.Log(s.logTails())
+			t.Log(s.LogTails())
 		}
 		if err := s.Down(); err != nil {
 			t.Error(err)
