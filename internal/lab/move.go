@@ -36,3 +36,9 @@ func (s *Segment) Move(ctx context.Context, plan migrate.Plan) (*migrate.Report,
 	s.At = 1 - s.At
 	return report, nil
 }
+
+// VMAccel is what runs the guest's instructions.
+func (s *Segment) VMAccel() qemu.Accel { return s.Hosts[s.At].VM.Accel() }
+
+// VMVersion is QEMU's version.
+func (s *Segment) VMVersion() string { return s.Hosts[s.At].VM.Version().String() }
