@@ -19,6 +19,7 @@ import (
 func labMigrateCommand() *cobra.Command {
 	var flags labFlags
 	var name, file string
+	var bandwidth config.Size
 	plan := evaluation.MovesPlan{Clients: evaluation.DefaultMoveClients()}
 	cmd := &cobra.Command{
 		Use:   "migrate",
@@ -34,6 +35,7 @@ one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong
 			if err != nil {
 				return err
 			}
+			plan.BytesPerSecond = int64(bandwidth)
 			progress := bench.NewProgress(os.Stderr)
 			files, err := lab.DemoFiles(cmd.Context(), flags.cache, func(step string) { progress.Step("%s", step) })
 			if err != nil {
@@ -51,12 +53,13 @@ one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong
 		},
 	}
 	flags.vm = string(lab.QEMU)
-	flags.link = lab.Link{BitsPerSecond: 1e9}
+	flags.link, bandwidth = lab.Link{BitsPerSecond: 1e9}, 64<<20
 	cmd.Flags().StringVar(&flags.cache, "cache", "build/cache", "where scripts/setup.sh has put guest kernel and QEMU, and where data sets are kept")
 	cmd.Flags().Var(&flags.link, "link", "rate of the clients' link")
 	cmd.Flags().StringVar(&name, "name", fmt.Sprintf("migrate-%d", os.Getpid()), "the lab's name")
 	cmd.Flags().IntVar(&plan.Moves, "moves", 20, "how often the VM moves: there, and back, and there …")
 	cmd.Flags().DurationVar(&plan.Between, "between", 2*time.Second, "undisturbed streaming before each move")
+	cmd.Flags().Var(&bandwidth, "bandwidth", "of pre-copy, bytes a second; 0: as fast as it goes")
 	cmd.Flags().StringVar(&file, "json", "", "also write the report, with the bandwidth over time, to this file")
 	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
 	return cmd

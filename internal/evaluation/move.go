@@ -20,6 +20,8 @@ type MovesPlan struct {
 	Moves   int
 	Between time.Duration // of undisturbed streaming, before each move and after the last
 	Clients []MoveClients
+	// BytesPerSecond of pre-copy; 0: as fast as it goes.
+	BytesPerSecond int64
 }
 
 // MoveClients are some clients that ask for the files of a data set, one after the other, again and again.
@@ -177,7 +179,9 @@ func (m *moves) moveAll(ctx context.Context, failures <-chan error, report *Move
 		}
 		stallBefore := m.meter.resetStall()
 		began := time.Now()
-		moved, err := m.lab.Move(ctx, m.lab.MovePlan())
+		plan := m.lab.MovePlan()
+		plan.BytesPerSecond = m.plan.BytesPerSecond
+		moved, err := m.lab.Move(ctx, plan)
 		if err != nil {
 			return err
 		}

@@ -39,6 +39,7 @@ type Agent struct {
 	mu      sync.Mutex
 	links   []*link       // none: the host is away
 	arrival chan struct{} // not nil: this VM moves; closed when the next session begins
+	moves   uint64        // that have ended so
 	lastID  uint32
 }
 

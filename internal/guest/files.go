@@ -83,6 +83,9 @@ func askFor[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 	a.mu.Lock()
 	var l *link
 	for _, other := range a.links {
+		if other.moving { // its time is for the leases that come back: the sooner they are all here, the shorter everybody waits
+			continue
+		}
 		if l == nil || len(other.requests) < len(l.requests) {
 			l = other
 		}

@@ -28,6 +28,7 @@ func (a *Agent) begin(s *session.Session) session.Handler {
 	if a.arrival != nil {
 		close(a.arrival)
 		a.arrival = nil
+		a.moves++
 	}
 	a.mu.Unlock()
 	a.stats.count(func(c *Counts) { c.Sessions++ })
@@ -77,6 +78,9 @@ func (l *link) drain(moving bool) {
 	}
 	l.agent.log.Info("this VM is about to move to another host")
 	l.moving = true
+	if l.agent.arrival == nil {
+		l.agent.arrival = make(chan struct{})
+	}
 	l.leave()
 }
 
@@ -85,9 +89,6 @@ func (l *link) drain(moving bool) {
 func (l *link) leave() {
 	if !l.moving || len(l.leases) > 0 {
 		return
-	}
-	if l.agent.arrival == nil {
-		l.agent.arrival = make(chan struct{})
 	}
 	l.session.Close(session.ErrMove)
 }

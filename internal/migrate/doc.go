@@ -28,6 +28,8 @@ type Plan struct {
 	From, To Side
 	URI      string // where the destination's QEMU listens, as QEMU writes it: tcp:10.0.0.2:4444, unix:/run/m.sock
 	Options  qemu.MigrationOptions
+	// BytesPerSecond bounds what pre-copy sends, so that it leaves clients their part of the machine; 0: as fast as it goes. While the VM is paused nothing bounds it.
+	BytesPerSecond int64
 
 	// Start starts the destination's QEMU: the same devices, -incoming defer and -S. Stop ends it for sure, whatever state it is in.
 	Start, Stop func(context.Context) error

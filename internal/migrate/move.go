@@ -201,7 +201,7 @@ func (m *move) precopy(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, m.PrecopyTimeout)
 	defer cancel()
 	m.migrating = true
-	if m.stream, err = m.from.MigrateThrough(ctx, m.URI); err != nil {
+	if m.stream, err = m.from.MigrateThrough(ctx, m.URI, m.BytesPerSecond); err != nil {
 		return err
 	}
 	pass, told := int64(1), time.Now()
@@ -280,7 +280,7 @@ func (m *move) switchOver(ctx context.Context) error {
 	if err := m.from.Pause(ctx); err != nil {
 		return err
 	}
-	m.stream.Flow()
+	m.stream.Flood()
 	if _, err := m.from.AwaitMigration(ctx, func(now qemu.Migration) bool { return now.Status == qemu.MigrationPreSwitchover }); err != nil {
 		return err
 	}

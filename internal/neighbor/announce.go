@@ -19,7 +19,8 @@ func announce(addr netip.Addr, link int, mac net.HardwareAddr) error {
 	if err != nil {
 		return fmt.Errorf("announce %v: socket: %w", addr, err)
 	}
-	defer unix.Close(fd)
+	// The close waits for an RCU grace period (packet_release, net/packet/af_packet.c), and the VM's clients would, too.
+	defer func() { go unix.Close(fd) }()
 	to := &unix.SockaddrLinklayer{Protocol: binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, uint16(protocol))), Ifindex: link, Halen: 6}
 	copy(to.Addr[:], frame[:6])
 	if err := unix.Sendto(fd, frame, 0, to); err != nil {

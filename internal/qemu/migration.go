@@ -8,8 +8,6 @@ import (
 
 // MigrationOptions of a move. Both sides are given the same.
 type MigrationOptions struct {
-	// BytesPerSecond bounds what pre-copy sends; 0: as fast as it goes. While the VM is paused nothing bounds it.
-	BytesPerSecond int64
 	// AutoConverge slows the guest down while it writes memory faster than that is sent.
 	AutoConverge bool
 	// MultifdChannels is how many connections carry the memory; 0: the one that everything else goes over. It needs a URI of a socket.
@@ -36,13 +34,9 @@ func (c *QMP) PrepareMigration(ctx context.Context, opts MigrationOptions) error
 	if err := c.Execute(ctx, "migrate-set-capabilities", map[string]any{"capabilities": capabilities}, nil); err != nil {
 		return err
 	}
-	bandwidth := opts.BytesPerSecond
-	if bandwidth <= 0 {
-		bandwidth = unbounded
-	}
 	parameters := map[string]any{
-		"max-bandwidth":  bandwidth,
-		"downtime-limit": 1, // ms; 0 would end pre-copy after one pass, whatever was written meanwhile (migration_iteration_run, migration/migration.c)
+		"max-bandwidth":  int64(unbounded), // see MigrateThrough
+		"downtime-limit": 1,                // ms; 0 would end pre-copy after one pass, whatever was written meanwhile (migration_iteration_run, migration/migration.c)
 	}
 	if opts.MultifdChannels > 0 {
 		parameters["multifd-channels"] = opts.MultifdChannels

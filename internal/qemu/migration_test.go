@@ -133,11 +133,13 @@ func TestMigrationCancelled(t *testing.T) {
 		}
 	}
 	for _, q := range []*QMP{from, to} {
-		must(q.PrepareMigration(ctx, MigrationOptions{BytesPerSecond: 16 << 20})) // slow enough to be met half-way
+		must(q.PrepareMigration(ctx, MigrationOptions{}))
 	}
 	must(to.Listen(ctx, uri))
-	must(from.Migrate(ctx, uri))
-	_, err := from.AwaitMigration(ctx, func(m Migration) bool { return m.TransferredBytes > 1<<20 })
+	stream, err := from.MigrateThrough(ctx, uri, 16<<20) // slow enough to be met half-way
+	must(err)
+	defer stream.Close()
+	_, err = from.AwaitMigration(ctx, func(m Migration) bool { return m.TransferredBytes > 1<<20 })
 	must(err)
 	to.Close()
 	must(destination.Stop(context.Background()))

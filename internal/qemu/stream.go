@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +25,7 @@ type Stream struct {
 	mu      sync.Mutex
 	change  sync.Cond
 	flowing bool
+	pace    int64 // bytes a second, while it flows; 0: as fast as it goes
 	allowed int64 // bytes that may pass while it does not flow
 	closed  bool
 }
@@ -32,18 +34,19 @@ type Stream struct {
 const (
 	flowBuffer = 1 << 20
 	holdBuffer = 1
-	chunk      = 256 << 10
+	chunk      = 64 << 10
 )
 
-// MigrateThrough begins a migration to uri, where the destination's QEMU listens, through a Stream, which flows. The caller closes it when the migration is over.
-func (c *QMP) MigrateThrough(ctx context.Context, uri string) (*Stream, error) {
+// MigrateThrough begins a migration to uri, where the destination's QEMU listens, through a Stream, which flows at bytesPerSecond; 0: as fast as it goes. The caller closes it when
+// the migration is over.
+func (c *QMP) MigrateThrough(ctx context.Context, uri string, bytesPerSecond int64) (*Stream, error) {
 	network, address, _ := strings.Cut(uri, ":")
 	var d net.Dialer
 	destination, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, fmt.Errorf("qemu: connect to the destination's QEMU: %w", err)
 	}
-	s := &Stream{destination: destination, flowing: true}
+	s := &Stream{destination: destination, flowing: true, pace: bytesPerSecond}
 	s.change.L = &s.mu
 	if err := s.join(); err != nil {
 		destination.Close()
@@ -90,6 +93,14 @@ func (s *Stream) buffer(bytes int) {
 
 // Flow lets everything pass.
 func (s *Stream) Flow() { s.set(true, 0, flowBuffer) }
+
+// Flood is Flow as fast as it goes, from now on: a paused guest waits for the rest.
+func (s *Stream) Flood() {
+	s.mu.Lock()
+	s.pace = 0
+	s.mu.Unlock()
+	s.Flow()
+}
 
 // Hold lets nothing pass. QEMU may be ahead by the buffer.
 func (s *Stream) Hold() { s.set(false, 0, holdBuffer) }
@@ -145,7 +156,11 @@ func (s *Stream) forward() {
 		}
 		s.mu.Lock()
 		s.allowed -= int64(got)
+		pace := s.pace
 		s.mu.Unlock()
+		if pace > 0 { // a chunk is short
+			time.Sleep(time.Duration(got) * time.Second / time.Duration(pace))
+		}
 	}
 }
 
