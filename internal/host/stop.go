@@ -16,7 +16,7 @@ func (d *Daemon) drain() {
 	d.draining.Store(true)
 	leases := 0
 	for _, v := range d.vms {
-		v.eachHandler(func(h *handler) { h.desk.drain() })
+		v.eachHandler(func(h *handler) { h.desk.drain(0) })
 		leases += v.eachLease((*leaseConn).callBack)
 	}
 	limit := time.Now().Add(d.cfg.Limits.DrainTimeout.Value())
