@@ -42,18 +42,22 @@ type Limits struct {
 
 // HostShare is a tree of files that VMs may send from.
 type HostShare struct {
-	Name string `toml:"name"`
-	Path string `toml:"path"`
+	Name   string     `toml:"name"`
+	Path   string     `toml:"path"`   // a directory of this machine, or
+	Origin string     `toml:"origin"` // where the files come from that Cache keeps here
+	Cache  ShareCache `toml:"cache"`
 }
 
 // VM is one virtual machine, and what it is allowed.
 type VM struct {
 	Name         string       `toml:"name"`
 	Channels     []string     `toml:"channels"`  // addresses that the daemon listens at; to connect there is to be this VM
+	Group        string       `toml:"group"`     // name or number of the group that may connect to unix channels beside root, empty for none
 	Addresses    []netip.Addr `toml:"addresses"` // the VM's own; it may hand over no other address's connections
 	Shares       []string     `toml:"shares"`    // names of the shares it may send from
 	MaxLeases    int          `toml:"max_leases"`
 	MaxOpenFiles int          `toml:"max_open_files"`
+	Mark         uint32       `toml:"mark"` // SO_MARK of the host's sockets with its clients, for the machine's own rules; 0: none
 }
 
 // DefaultHost returns the configuration that an empty file means. It has no VM yet, so it is not valid.
@@ -141,7 +145,7 @@ func (h Host) Validate() error {
 	for i, s := range h.Shares {
 		key := fmt.Sprintf("share[%d]", i)
 		p.name(key, s.Name, shares, i)
-		p.absolutePath(key+".path", s.Path, "")
+		s.validate(&p, key)
 	}
 	h.validateVMs(&p)
 	return p.join()
@@ -199,5 +203,8 @@ func (h Host) validateVMs(p *problems) {
 		}
 		p.atLeastOne(key+".max_leases", vm.MaxLeases)
 		p.atLeastOne(key+".max_open_files", vm.MaxOpenFiles)
+		if vm.Mark != 0 && vm.Mark == h.Redirect.Mark {
+			p.add(key+".mark", "%#x is redirect.mark, which would deliver what is meant for clients to this machine; use another number", vm.Mark)
+		}
 	}
 }

@@ -87,13 +87,14 @@ func TestHostValidate(t *testing.T) {
 		{"no shares", func(h *Host) { h.VMs[0].Shares = nil }, "vm[0].shares", "[[share]]"},
 		{"unknown share", func(h *Host) { h.VMs[0].Shares = []string{"media", "musik"} }, "vm[0].shares[1]", `"musik"`},
 		{"no leases", func(h *Host) { h.VMs[0].MaxLeases = 0 }, "vm[0].max_leases", "at least 1"},
+		{"the redirect's mark", func(h *Host) { h.VMs[0].Mark = h.Redirect.Mark }, "vm[0].mark", "use another number"},
 		{"no files", func(h *Host) { h.VMs[0].MaxOpenFiles = -1 }, "vm[0].max_open_files", "at least 1"},
 	} {
 		h := DefaultHost()
-		h.Shares = []HostShare{{"media", "/srv/media"}, {"films-2", "/srv/films"}}
+		h.Shares = []HostShare{{Name: "media", Path: "/srv/media"}, {Name: "films-2", Path: "/srv/films"}}
 		h.VMs = []VM{
-			{"vm0", []string{"unix:/run/0"}, []netip.Addr{addr("10.0.0.5"), addr("2001:db8::5")}, []string{"media"}, 1, 1},
-			{"vm1", []string{"vsock:4:9000"}, []netip.Addr{addr("10.0.0.6")}, []string{"media"}, 1, 1},
+			{Name: "vm0", Channels: []string{"unix:/run/0"}, Addresses: []netip.Addr{addr("10.0.0.5"), addr("2001:db8::5")}, Shares: []string{"media"}, MaxLeases: 1, MaxOpenFiles: 1},
+			{Name: "vm1", Channels: []string{"vsock:4:9000"}, Addresses: []netip.Addr{addr("10.0.0.6")}, Shares: []string{"media"}, MaxLeases: 1, MaxOpenFiles: 1},
 		}
 		if err := h.Validate(); err != nil {
 			t.Fatal(err)

@@ -70,6 +70,7 @@ type leaseConn struct {
 	allowed   int         // DATA bytes that the guest may still send
 	taken     uint64      // DATA bytes that the guest has sent
 	sending   bool        // a SEND is under way: the guest has no answer yet
+	stopWait  func()      // ends the sender's wait for an origin; nil: it does not wait
 	inFile    bool        // its file is being sent: a recall may interrupt it
 	ended     bool        // END or CLOSE has come: no more DATA and SEND
 	closing   bool        // CLOSE has come
@@ -90,7 +91,7 @@ type leaseConn struct {
 func newLeaseConn(h *handler, id uint32, st *tcpstate.State) *leaseConn {
 	l := &leaseConn{
 		id: id, vm: h.vm, handler: h, state: *st,
-		socket:   socket{kernel: &h.vm.daemon.kernel},
+		socket:   socket{kernel: &h.vm.daemon.kernel, mark: h.vm.mark},
 		received: make(chan struct{}),
 		allowed:  window, credit: window,
 	}
@@ -219,6 +220,9 @@ func (l *leaseConn) finishNow(reason wire.Reason) {
 	if l.live {
 		l.socket.interruptWrite()
 	}
+	if l.stopWait != nil {
+		l.stopWait()
+	}
 	l.work.Signal()
 }
 
@@ -229,12 +233,12 @@ func (l *leaseConn) stop(reason wire.Reason) {
 	l.finishNow(reason)
 }
 
-// stall ends a lease whose client never took anything: with RST, as nobody would read anything else.
-func (l *leaseConn) stall() {
+// reset ends a lease whose client takes nothing: with RST, as nobody would read anything else.
+func (l *leaseConn) reset(reason wire.Reason) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.abort = true
-	l.finishNow(wire.ReasonClientStalled)
+	l.finishNow(reason)
 }
 
 // sessionEnded lets the sender finish what it has, and then close.

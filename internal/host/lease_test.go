@@ -346,9 +346,11 @@ func TestManyLeases(t *testing.T) {
 	}
 }
 
-// TestOptions: the host's socket sends at once whatever the guest's setting is, and no unknown congestion control is loaded.
+// TestOptions: the host's socket sends at once whatever the guest's setting is, no unknown congestion control is loaded, and its packets have the mark that
+// the operator gave the VM.
 func TestOptions(t *testing.T) {
-	r := newRig(t)
+	const mark = 0x77
+	r := newRig(t, func(r *rig) { r.cfg.VMs[0].Mark = mark })
 	g := r.guest(0)
 	c := r.connect()
 	c.fd(func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0) })
@@ -364,8 +366,12 @@ func TestOptions(t *testing.T) {
 				t.Errorf("TCP_NODELAY %d, %v", noDelay, err)
 			}
 			name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-			if name != usual {
-				t.Errorf("congestion control %q, want %q", name, usual)
+			if err != nil || name != usual {
+				t.Errorf("congestion control %q, %v, want %q", name, err, usual)
+			}
+			got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK)
+			if got != mark {
+				t.Errorf("mark %#x, want %#x", got, mark)
 			}
 			return err
 		})

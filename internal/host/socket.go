@@ -47,6 +47,7 @@ func (k *kernel) mayGo(local, remote netip.AddrPort) bool {
 // a waiting client costs no thread.
 type socket struct {
 	kernel *kernel
+	mark   uint32   // SO_MARK; 0: none
 	file   *os.File // nil until Restore
 	raw    syscall.RawConn
 	ends   ends
@@ -69,6 +70,12 @@ func (s *socket) Restore(as *tcpstate.State) error {
 	fd, err := s.kernel.pool.Get(family)
 	if err != nil {
 		return err
+	}
+	if s.mark != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(s.mark)); err != nil {
+			unix.Close(fd)
+			return os.NewSyscallError("setsockopt(SO_MARK)", err)
+		}
 	}
 	if !s.kernel.congestion[st.Congestion] {
 		// For a name that it does not know the kernel would load a module, which a guest must not decide.
@@ -138,7 +145,7 @@ func (s *socket) Seal() (late []byte, end bool, err error) {
 			return err
 		}
 		if late, end = make([]byte, n), fin; n > 0 {
-			if err := tcprepair.PeekLate(fd, late); err != nil {
+			if err := tcprepair.ReadLate(fd, late); err != nil {
 				return err
 			}
 		}
@@ -248,6 +255,12 @@ func (s *socket) state() (state tcprepair.ConnState, err error) {
 		return err
 	})
 	return state, err
+}
+
+// isClosed tells whether the connection is over in the kernel, as after the client's reset.
+func (s *socket) isClosed() bool {
+	state, err := s.state()
+	return err == nil && state == tcprepair.Closed
 }
 
 // shutdown sends the FIN.

@@ -20,7 +20,7 @@ func (d *Daemon) drain() {
 	d.draining.Store(true)
 	leases, guests := 0, 0
 	for _, v := range d.vms {
-		guests += v.eachHandler(func(h *handler) { h.desk.drain() })
+		guests += v.eachHandler(func(h *handler) { h.desk.drain(0) })
 		leases += v.eachLease((*leaseConn).callBack)
 	}
 	began := time.Now()

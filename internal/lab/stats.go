@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -40,6 +41,9 @@ func (l *Lab) HostAdmin(ctx context.Context, method, path string, out any) error
 	return nil
 }
 
+// rawText is an answer as it is, and not JSON.
+type rawText []byte
+
 // askSocket calls a process that answers HTTP at a unix socket.
 func askSocket(ctx context.Context, socket, method, path string, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
@@ -63,8 +67,12 @@ func askSocket(ctx context.Context, socket, method, path string, out any) error 
 	if resp.StatusCode/100 != 2 {
 		return fmt.Errorf("%s %s: %s", method, path, resp.Status)
 	}
-	if out == nil {
+	switch out := out.(type) {
+	case nil:
 		return nil
+	case *rawText:
+		*out, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		return err
 	}
 	return json.NewDecoder(resp.Body).Decode(out)
 }

@@ -46,6 +46,8 @@ var (
 	ErrStuck   = errors.New("the other side takes no bytes")
 	ErrRestart = errors.New("the other side has started anew")
 	ErrVersion = errors.New("the other side speaks another version of the protocol")
+	// ErrMove is for Close: this side ends the session and looks for another one on the same channel, as the VM moves or has not moved after all.
+	ErrMove = errors.New("the VM moves")
 )
 
 // maxPending bounds the bytes that wait behind a write under way; who adds more waits.

@@ -11,7 +11,7 @@ import (
 )
 
 // Version of the protocol. Both sides must speak the same.
-const Version = 2
+const Version = 3
 
 // Limits of docs/wire.md.
 const (
@@ -69,6 +69,7 @@ const (
 	FlagReturn  Flags = 1 // SEND: hand the connection back afterwards
 	FlagStarted Flags = 1 // SENT: bytes of the SEND have reached the socket
 	FlagAbort   Flags = 1 // CLOSE: reset the connection now
+	FlagMove    Flags = 1 // DRAIN: the VM is about to move to another host
 )
 
 // kind is what the format says of one frame type.
@@ -93,7 +94,7 @@ func kindOf(t Type) kind {
 	case TypePong:
 		return kind{"PONG", true, 0, func(p []byte) (Message, error) { return ParsePong(p) }}
 	case TypeDrain:
-		return kind{"DRAIN", true, 0, func(p []byte) (Message, error) { return Drain{}, parseEmpty(p) }}
+		return kind{"DRAIN", true, FlagMove, func(p []byte) (Message, error) { return Drain{}, parseEmpty(p) }}
 	case TypeStat:
 		return kind{"STAT", false, 0, func(p []byte) (Message, error) { return ParseStat(p) }}
 	case TypeAttr:
@@ -192,13 +193,14 @@ const (
 	ReasonClosed
 	ReasonSession
 	ReasonPath
+	ReasonCostly
 	reasonLimit
 )
 
 var reasonNames = [reasonLimit]string{
 	"ok", "off", "small", "not-host-file", "mptcp", "not-established", "unread-input", "unacked", "window", "host-away", "draining", "limit",
 	"address", "share-unknown", "not-found", "forbidden", "not-regular", "changed", "truncated", "client-gone", "client-stalled", "kernel",
-	"invalid", "closed", "session", "path",
+	"invalid", "closed", "session", "path", "costly",
 }
 
 // String is the reason's name in metrics, logs and JSON.
