@@ -61,7 +61,10 @@ func runTests(m *testing.M) (code int, err error) {
 	found, _ := filepath.Glob(races + ".*") // the pattern is valid
 	for _, name := range found {
 		text, err := os.ReadFile(name)
-		fmt.Fprintf(os.Stderr, "e2e: the race detector, in a process of a lab (%v):\n%s\n", err, text)
+		if err != nil {
+			return 1, err
+		}
+		fmt.Fprintf(os.Stderr, "e2e: the race detector, in a process of a lab:\n%s\n", text)
 		code = 1
 	}
 	return code, nil
