@@ -140,6 +140,11 @@ func TestMistakes(t *testing.T) {
 		{"status --admin=", []string{"no admin socket"}},
 		{"dataset --set nothing --dir " + filepath.Join(dir, "set"), []string{"nothing", "tablet"}},
 		{"dataset extra", []string{"extra"}},
+		{"dataset --scale 2 --dir " + filepath.Join(dir, "set"), []string{"--scale 2"}},
+		{"dataset --scale 0.5 --segments 2 --dir " + filepath.Join(dir, "set"), []string{"--scale", "--segments"}},
+		{"dataset --encode --set mobile --dir " + filepath.Join(dir, "set"), []string{"--set", "--encode"}},
+		{"dataset --seconds 4 --dir " + filepath.Join(dir, "set"), []string{"--seconds", "--encode"}},
+		{"dataset --encode --seconds 1 --dir " + filepath.Join(dir, "set"), []string{"1 s"}},
 		{"lab bogus", []string{`unknown command "bogus"`}},
 		{"bench bogus", []string{`unknown command "bogus"`}},
 		{"lab up --files " + dir + " --vm netns", []string{dir, "no regular file"}},
@@ -249,6 +254,25 @@ func TestDataset(t *testing.T) {
 	if segments, _ := filepath.Glob(filepath.Join(dir, "*.m4s")); len(segments) < 2 {
 		files, _ := filepath.Glob(filepath.Join(dir, "*"))
 		t.Errorf("files are %v", files)
+	}
+}
+
+// TestDatasetScale: every set, smaller, with the mean size of its segments.
+func TestDatasetScale(t *testing.T) {
+	dir := t.TempDir()
+	out, err := spillway(t.Context(), "dataset", "--dir", dir, "--set", "all", "--scale", "0.004")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"smarttv  1 segments  15 s  6000 kbit/s  10752.0 KB  10.5 MB", "tablet  2 segments", "mobile  4 segments   6 s   400 kbit/s    288.6 KB"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("lacks %q:\n%s", want, out)
+		}
+	}
+	for set, want := range map[string]int{"smarttv": 1, "tablet": 2, "mobile": 4} {
+		if segments, _ := filepath.Glob(filepath.Join(dir, set, "*.m4s")); len(segments) != want {
+			t.Errorf("%s has %d segments, want %d", set, len(segments), want)
+		}
 	}
 }
 
