@@ -4,12 +4,14 @@
 #   qemu-system-x86   installed from Debian, without its recommended packages;
 #   nftables          installed from Debian: a test reads the redirect's rule in nft's words, the product never runs it;
 #   a guest kernel    Debian's generic linux-image package, downloaded and unpacked below the cache directory, never
-#                     installed. The cloud flavour will not do: it lacks 9p.
+#                     installed. The cloud flavour will not do: it lacks 9p;
+#   nginx             Debian's package and those of its libraries, downloaded and unpacked likewise: the peer of the benches.
 #
 # Usage: scripts/setup.sh [--check] [CACHE_DIR]
 #
 #   --check     change nothing; list what is missing and exit 1 when something is
-#   CACHE_DIR   default: build/cache in the checkout. The kernel goes to CACHE_DIR/kernel/<package version>/
+#   CACHE_DIR   default: build/cache in the checkout. The kernel goes to CACHE_DIR/kernel/<package version>/, nginx to
+#               CACHE_DIR/nginx/<package version>/
 #
 # It reports each step on stderr. When nothing is missing it does nothing, silently and at once. Several checkouts may run it at the same time.
 set -euo pipefail
@@ -41,6 +43,10 @@ have_nft() { command -v nft >/dev/null; }
 # A kernel directory appears by one rename, so that what exists is whole.
 have_kernel() {
   compgen -G "$1/kernel/[0-9]*/boot/vmlinuz-*" >/dev/null
+}
+
+have_nginx() {
+  compgen -G "$1/nginx/[0-9]*/usr/sbin/nginx" >/dev/null
 }
 
 # apt-get update fails at once when another process holds the lock of the package lists (DPkg::Lock::Timeout covers
@@ -75,8 +81,14 @@ kernel_package() {
     sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*-amd64\)$/\1/p' | head -n 1 | grep .
 }
 
-download_kernel() {
-  (cd "$work_dir" && rm -f -- *.deb && "${APT[@]}" download "$1" >/dev/null)
+download() {
+  (cd "$work_dir" && rm -f -- *.deb && "${APT[@]}" download "$@" >/dev/null)
+}
+
+# Prints nginx and the packages of its shared libraries.
+nginx_packages() {
+  echo nginx
+  apt-cache depends --important nginx | sed -n 's/^ *Depends: \(\(lib\|zlib\)[^ ]*\)$/\1/p' | sort -u | grep .
 }
 
 fetch_kernel() {
@@ -86,7 +98,7 @@ fetch_kernel() {
 
   package=$(with_package_lists kernel_package) || die "Debian's linux-image-amd64 is not in the package lists"
   say "downloading $package"
-  with_package_lists download_kernel "$package"
+  with_package_lists download "$package"
 
   deb=$(compgen -G "$work_dir/*.deb") || die "apt-get download left no package behind"
   version=$(dpkg-deb -f "$deb" Version)
@@ -95,6 +107,26 @@ fetch_kernel() {
   # Another run may have been faster. Its result is the same.
   mv -T "$work_dir/root" "$cache/kernel/$version" 2>/dev/null || have_kernel "$cache" ||
     die "cannot create $cache/kernel/$version"
+}
+
+fetch_nginx() {
+  local cache=$1 packages deb version
+  mkdir -p "$cache/nginx"
+  work_dir=$(mktemp -d "$cache/nginx/.fetch.XXXXXX")
+
+  packages=$(with_package_lists nginx_packages) || die "Debian's nginx is not in the package lists"
+  say "downloading" $packages
+  # shellcheck disable=SC2086 # a word for each package
+  with_package_lists download $packages
+
+  mkdir "$work_dir/root"
+  for deb in "$work_dir"/*.deb; do
+    dpkg-deb -x "$deb" "$work_dir/root"
+  done
+  version=$(dpkg-deb -f "$work_dir"/nginx_*.deb Version)
+  say "unpacked nginx $version into $cache/nginx/$version"
+  mv -T "$work_dir/root" "$cache/nginx/$version" 2>/dev/null || have_nginx "$cache" ||
+    die "cannot create $cache/nginx/$version"
 }
 
 main() {
@@ -116,6 +148,7 @@ main() {
   have_qemu || missing+=("qemu-system-x86 (Debian package)")
   have_nft || missing+=("nftables (Debian package)")
   have_kernel "$cache" || missing+=("guest kernel in $cache/kernel")
+  have_nginx "$cache" || missing+=("nginx in $cache/nginx")
   ((${#missing[@]})) || return 0
   if $check; then
     printf 'missing: %s\n' "${missing[@]}"
@@ -138,6 +171,8 @@ main() {
     with_package_lists install_package nftables
   fi
   have_kernel "$cache" || fetch_kernel "$cache"
+  remove_work_dir
+  have_nginx "$cache" || fetch_nginx "$cache"
 }
 
 main "$@"

@@ -133,7 +133,7 @@ func benchRequestCommand() *cobra.Command {
 	cmd.Flags().Int64SliceVar(&sizes, "sizes", []int64{4096, 65536, 288_600, 1_400_000, 10_500_000}, "file sizes, bytes")
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")
-	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"}, "arms to compare")
+	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"}, "arms to compare; also nginx-host, nginx-vm")
 	return cmd
 }
 

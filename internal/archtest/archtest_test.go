@@ -26,7 +26,7 @@ var layers = []struct {
 		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/metrics", "internal/tcpstate", "internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/qemu", "internal/redirect", "internal/tcprepair",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/nginx", "internal/qemu", "internal/redirect", "internal/tcprepair",
 		"internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},

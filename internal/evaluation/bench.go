@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,7 @@ func Run(ctx context.Context, name string, opts lab.Options, plan Plan, progress
 	if err := plan.Validate(); err != nil {
 		return nil, err
 	}
+	opts.Peers = opts.Peers || slices.ContainsFunc(plan.Arms, func(a lab.Arm) bool { return slices.Contains(lab.Peers(), a) })
 	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
 		env, err := environment(l)
 		if err != nil {

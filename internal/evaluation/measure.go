@@ -37,8 +37,8 @@ func (p Plan) Validate() error {
 		return fmt.Errorf("connections: %d; at least 1 is needed", p.Connections)
 	}
 	for i, arm := range p.Arms {
-		if !slices.Contains(lab.Arms(), arm) {
-			return fmt.Errorf("arms: there is no arm %q; use some of %v", arm, lab.Arms())
+		if known := slices.Concat(lab.Arms(), lab.Peers()); !slices.Contains(known, arm) {
+			return fmt.Errorf("arms: there is no arm %q; use some of %v", arm, known)
 		}
 		if slices.Contains(p.Arms[:i], arm) {
 			return fmt.Errorf("arms: %s is there twice", arm)

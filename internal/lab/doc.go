@@ -66,7 +66,7 @@ func (a Arm) offloads() bool { return a == Offload || a == Lease }
 
 // Ports of an arm's server.
 func (a Arm) port() uint16 {
-	return map[Arm]uint16{Baremetal: 8080, VM: 8080, Offload: 8081, Lease: 8082}[a]
+	return map[Arm]uint16{Baremetal: 8080, VM: 8080, Offload: 8081, Lease: 8082, NginxHost: 8083, NginxVM: 8083}[a]
 }
 
 func (a Arm) adminPort() uint16 { return a.port() + 1000 }
@@ -76,7 +76,7 @@ var channelArms = []Arm{Offload, Lease}
 
 // addr is where an arm's server listens.
 func (a Arm) addr() netip.Addr {
-	if a == Baremetal {
+	if a == Baremetal || a == NginxHost {
 		return hostAddr4.Addr()
 	}
 	return guestAddr4.Addr()

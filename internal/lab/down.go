@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -57,7 +58,7 @@ func stopProcesses(dir string) error {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	var errs []error
-	for _, name := range []string{"baremetal", "vm", "offload", "lease", hostProcess, linkProcess} {
+	for _, name := range []string{"baremetal", "vm", "offload", "lease", string(NginxHost), string(NginxVM), hostProcess, linkProcess} {
 		if pid, ok := s.Processes[name]; ok {
 			errs = append(errs, stopPid(name, pid, dir, s.Binary))
 		}
@@ -73,8 +74,13 @@ func stopPid(name string, pid int, dir, binary string) error {
 	}
 	defer p.Release()
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !strings.HasPrefix(string(cmdline), binary+"\x00") ||
-		!strings.Contains(string(cmdline), dir) && !strings.Contains(string(cmdline), "\x00serve\x00") {
+	ours := strings.HasPrefix(string(cmdline), binary+"\x00") &&
+		(strings.Contains(string(cmdline), dir) || strings.Contains(string(cmdline), "\x00serve\x00"))
+	if slices.Contains(Peers(), Arm(name)) {
+		cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		ours = cwd == filepath.Join(dir, name)
+	}
+	if err != nil || !ours {
 		return nil
 	}
 	for _, step := range []struct {

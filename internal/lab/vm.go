@@ -124,7 +124,11 @@ func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
 			Args: append([]string{"/init"}, l.serveArgs(arm, func(i int) string { return "virtio:" + channelPort(arm, i) }, guestMount)...),
 		})
 	}
-	return qemu.Initramfs{InitPath: l.Binary, Modules: modules, Spec: spec}.WriteFile(file)
+	image := qemu.Initramfs{InitPath: l.Binary, Modules: modules, Spec: spec}
+	if err := l.addPeer(&image); err != nil {
+		return err
+	}
+	return image.WriteFile(file)
 }
 
 // stopVM ends QEMU.
