@@ -4,6 +4,9 @@ export CGO_ENABLED := 0
 CACHE := build/cache
 GO ?= go
 FUZZTIME ?= 20s
+MINUTES ?= 10
+# The packages whose tests need no root: docs/testing.md, the tier "unit".
+UNIT := archtest bench cache channel config dataset doctor evict feature feature/featuretest lease loglimit media mediafs metrics origin session share status tcpstate wire
 
 .DEFAULT_GOAL := help
 
@@ -16,33 +19,45 @@ build: ## Build build/spillway
 	$(GO) build -trimpath -o build/spillway ./cmd/spillway
 
 .PHONY: setup
-setup: ## Install what is missing: QEMU, and a kernel for the VM (downloaded, not installed)
+setup: ## Install what is missing: QEMU, nft, curl, and a kernel for the VM (downloaded, not installed)
 	@scripts/setup.sh $(CACHE)
 
 .PHONY: demo
 demo: setup build ## Stream from a real VM through four arms, check every file in each, print the table
 	build/spillway bench demo --cache $(CACHE) --json build/demo.json
 
+# A real S3 server for the tests of origins.
+S3_SERVER := $(CACHE)/versitygw
+$(S3_SERVER):
+	GOBIN=$(CURDIR)/$(CACHE) $(GO) install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
 .PHONY: test
-test: setup build ## Run all tests: units, namespaces, a real VM (root)
+test: setup $(S3_SERVER) build ## Run all tests: units, namespaces, a real VM (root)
 	$(GO) test -count=1 -timeout 20m -p 2 ./...
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no root
-	$(GO) test -short ./internal/wire ./internal/tcpstate ./internal/config ./internal/metrics ./internal/lease ./internal/session ./internal/dataset ./internal/archtest
+	$(GO) test -count=1 $(addprefix ./internal/,$(UNIT))
 
 .PHONY: race
-race: setup build ## Run the tests under the race detector (needs a C compiler)
+race: setup $(S3_SERVER) build ## Run the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -p 2 ./...
 
 .PHONY: bench
-bench: setup build ## Measure requests, handovers and a path with delay in both labs; figures to build/
+bench: setup build ## Measure requests, handovers, a path with delay, idle leases and CPU time; figures to build/
 	build/spillway bench handover --cache $(CACHE) --vm netns --json build/handover-netns.json
 	build/spillway bench handover --cache $(CACHE) --vm qemu --requests 2000 --json build/handover-qemu.json
 	build/spillway bench request --cache $(CACHE) --vm netns --json build/request-netns.json
 	build/spillway bench request --cache $(CACHE) --vm qemu --requests 500 --json build/request-qemu.json
 	build/spillway bench path --cache $(CACHE) --vm netns --json build/path-netns.json
 	build/spillway bench path --cache $(CACHE) --vm qemu --json build/path-qemu.json
+	build/spillway bench idle --cache $(CACHE) --json build/idle-netns.json
+	build/spillway bench cpu --cache $(CACHE) --vm netns --json build/cpu-netns.json
+	build/spillway bench cpu --cache $(CACHE) --vm qemu --json build/cpu-qemu.json
+
+.PHONY: soak
+soak: build ## Disturb a lab for MINUTES (default 10) under clients that check every byte
+	build/spillway bench soak --cache $(CACHE) --minutes $(MINUTES)
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (default 20s)

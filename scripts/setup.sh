@@ -3,6 +3,7 @@
 #
 #   qemu-system-x86   installed from Debian, without its recommended packages;
 #   nftables          installed from Debian: a test reads the redirect's rule in nft's words, the product never runs it;
+#   curl              installed from Debian: a client to try a lab with, as `spillway lab up` tells;
 #   a guest kernel    Debian's generic linux-image package, downloaded and unpacked below the cache directory, never
 #                     installed. The cloud flavour will not do: it lacks 9p;
 #   nginx             Debian's package and those of its libraries, downloaded and unpacked likewise: the peer of the benches.
@@ -40,6 +41,8 @@ have_qemu() { command -v qemu-system-x86_64 >/dev/null; }
 
 have_nft() { command -v nft >/dev/null; }
 
+have_curl() { command -v curl >/dev/null; }
+
 # A kernel directory appears by one rename, so that what exists is whole.
 have_kernel() {
   compgen -G "$1/kernel/[0-9]*/boot/vmlinuz-*" >/dev/null
@@ -73,6 +76,12 @@ with_package_lists() {
 
 install_package() {
   DEBIAN_FRONTEND=noninteractive "${APT[@]}" install -y --no-install-recommends "$1" >/dev/null
+}
+
+install() {
+  ((EUID == 0)) || die "must run as root to install $1"
+  say "installing $1"
+  with_package_lists install_package "$1"
 }
 
 # Prints the concrete package behind the metapackage linux-image-amd64, for instance linux-image-6.1.0-56-amd64.
@@ -147,6 +156,7 @@ main() {
 
   have_qemu || missing+=("qemu-system-x86 (Debian package)")
   have_nft || missing+=("nftables (Debian package)")
+  have_curl || missing+=("curl (Debian package)")
   have_kernel "$cache" || missing+=("guest kernel in $cache/kernel")
   have_nginx "$cache" || missing+=("nginx in $cache/nginx")
   ((${#missing[@]})) || return 0
@@ -160,16 +170,9 @@ main() {
   cache=$(realpath -- "$cache")
   trap remove_work_dir EXIT
   trap 'exit 130' INT TERM
-  if ! have_qemu; then
-    ((EUID == 0)) || die "must run as root to install qemu-system-x86"
-    say "installing qemu-system-x86"
-    with_package_lists install_package qemu-system-x86
-  fi
-  if ! have_nft; then
-    ((EUID == 0)) || die "must run as root to install nftables"
-    say "installing nftables"
-    with_package_lists install_package nftables
-  fi
+  have_qemu || install qemu-system-x86
+  have_nft || install nftables
+  have_curl || install curl
   have_kernel "$cache" || fetch_kernel "$cache"
   remove_work_dir
   have_nginx "$cache" || fetch_nginx "$cache"

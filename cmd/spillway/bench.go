@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ func benchCommand() *cobra.Command {
 		Short: "Measure, in a lab of its own on this machine",
 		Long: `Measure, in a lab of its own on this machine. All arms of a bench run in one lab, interleaved; every body's SHA-256 is checked in a pass
 that is not timed. docs/bench.md explains the figures.`,
-	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand())
+	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand(), benchCPUCommand(), benchEvictCommand())
 }
 
 // benchFlags are what every bench can be told.
@@ -46,15 +47,46 @@ func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
 	}
 }
 
+// perRound divides n requests over the rounds, and makes some more of them when that leaves a rest.
+func (f *benchFlags) perRound(n int) (int, error) {
+	if n < 1 {
+		return 0, fmt.Errorf("--requests %d: at least 1 is needed", n)
+	}
+	return (n + f.rounds - 1) / f.rounds, nil
+}
+
 // run measures plan and publishes the report.
 func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation.Plan) (*bench.Report, error) {
+	return f.runWith(cmd, name, files, plan, func(ctx context.Context, opts lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
+		return evaluation.Run(ctx, name, opts, plan, p)
+	})
+}
+
+// runWith is run for a measurement of another kind.
+func (f *benchFlags) runWith(cmd *cobra.Command, name, files string, plan evaluation.Plan,
+	measure func(context.Context, lab.Options, evaluation.Plan, *bench.Progress) (*bench.Report, error)) (*bench.Report, error) {
 	plan.Rounds = f.rounds
 	opts, err := f.options(fmt.Sprintf("%s-%d", name, os.Getpid()), files, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	report, err := evaluation.Run(cmd.Context(), name, opts, plan, bench.NewProgress(os.Stderr))
+	report, err := measure(cmd.Context(), opts, plan, bench.NewProgress(os.Stderr))
 	return report, f.publish(cmd, report, err)
+}
+
+// runTimes is run, and prints a table of times too.
+func (f *benchFlags) runTimes(cmd *cobra.Command, name, files string, plan evaluation.Plan) error {
+	report, err := f.run(cmd, name, files, plan)
+	return printTimes(cmd.OutOrStdout(), report, err)
+}
+
+// printTimes prints a table of times, if there is a report.
+func printTimes(out io.Writer, report *bench.Report, err error) error {
+	if report == nil || len(report.Rows) == 0 {
+		return err
+	}
+	fmt.Fprintln(out)
+	return errors.Join(err, report.WriteTimes(out))
 }
 
 // publish prints the table and writes the JSON, also of figures that are not to be trusted; err says why, if it is not nil.
@@ -83,7 +115,7 @@ func benchDemoCommand() *cobra.Command {
 	var flags benchFlags
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Stream small data sets in the shape of the seed's Table I through every arm",
+		Short: "Stream small data sets in the shape of the paper's Table I through every arm",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			progress := bench.NewProgress(os.Stderr)
@@ -110,30 +142,36 @@ func benchRequestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request",
 		Short: "Time per request for files of several sizes, keep-alive",
-		Args:  cobra.NoArgs,
+		Long: `Time per request for files of several sizes, keep-alive. Besides the four arms there are two for comparison: vm-cold, whose requests find nothing cached in the
+VM (in the namespace lab, on the host), and vm-tmpfs (a VM only), which has the files in the VM's memory. Fails on a wrong body, and on a wait of over
+150 ms (and the link's round trip) within a request of an arm that offloads.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir := filepath.Join(flags.cache, "sizes")
-			plan := evaluation.Plan{Rounds: flags.rounds, Connections: connections}
+			plan := evaluation.Plan{Rounds: flags.rounds, Connections: connections, NoStalls: true}
 			for _, a := range arms {
 				plan.Arms = append(plan.Arms, lab.Arm(a))
 			}
-			err := plan.Validate()
+			each, err := flags.perRound(n)
+			if err == nil {
+				err = plan.Validate()
+			}
 			if err != nil {
 				return err
 			}
-			if plan.Cases, err = evaluation.SizeCases(dir, sizes, max(1, n/flags.rounds)); err != nil {
+			if plan.Cases, err = evaluation.SizeCases(dir, sizes, each); err != nil {
 				return err
 			}
-			_, err = flags.run(cmd, "request", dir, plan)
-			return err
+			return flags.runTimes(cmd, "request", dir, plan)
 		},
 	}
 	flags.add(cmd, lab.NetNS, 5)
 	flags.addThreshold(cmd, 0)
-	cmd.Flags().Int64SliceVar(&sizes, "sizes", []int64{4096, 65536, 288_600, 1_400_000, 10_500_000}, "file sizes, bytes")
+	cmd.Flags().Int64SliceVar(&sizes, "sizes", []int64{4096, 65536, 288_600, 1_400_000, 10_500_000, 25_000_000}, "file sizes, bytes")
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")
-	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"}, "arms to compare; also nginx-host, nginx-vm")
+	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"},
+		"arms to compare: baremetal, vm, vm-cold, vm-tmpfs, offload, lease, nginx-host, nginx-vm")
 	return cmd
 }
 
@@ -147,13 +185,17 @@ func benchHandoverCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir := filepath.Join(flags.cache, "sizes")
-			cases, err := evaluation.SizeCases(dir, []int64{size}, max(1, n/flags.rounds))
+			each, err := flags.perRound(n)
+			if err != nil {
+				return err
+			}
+			cases, err := evaluation.SizeCases(dir, []int64{size}, each)
 			if err != nil {
 				return err
 			}
 			began := time.Now()
 			report, err := flags.run(cmd, "handover", dir, evaluation.Plan{
-				Cases: cases, Arms: []lab.Arm{lab.Offload, lab.Lease}, Connections: 1,
+				Cases: cases, Arms: []lab.Arm{lab.Offload, lab.Lease}, Connections: 1, NoStalls: true,
 			})
 			if err != nil {
 				return err
@@ -171,8 +213,8 @@ func benchHandoverCommand() *cobra.Command {
 func printHandover(w io.Writer, report *bench.Report, took time.Duration) {
 	for _, row := range report.Rows {
 		if round, ok := row.Steps[string(guest.StepRound)]; ok {
-			fmt.Fprintf(w, "\n%s: handover and handback, without sending and draining: median %.1f us, p99 %.1f us (%d of them)\n",
-				row.Arm, round.MedianUs, round.P99Us, row.Handbacks)
+			fmt.Fprintf(w, "\n%s: handover and handback, without sending and draining: median %s us, p99 %s us (%d of them)\n",
+				row.Arm, bench.Cost(round.MedianUs), bench.Cost(round.P99Us), row.Handbacks)
 		}
 		fmt.Fprintf(w, "%s: %d requests of %s, %d stalls over 150 ms\n", row.Arm, row.N, row.Case, row.Stalls)
 	}

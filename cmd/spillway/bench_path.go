@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,12 +39,7 @@ the congestion window grow (warm-up). The next (first) is the first that an offl
 			}
 			opts.Congestion = congestion
 			report, err := evaluation.RunPath(cmd.Context(), opts, plan, bench.NewProgress(os.Stderr))
-			err = flags.publish(cmd, report, err)
-			if report != nil && len(report.Rows) > 0 {
-				fmt.Fprintln(cmd.OutOrStdout())
-				err = errors.Join(err, report.WriteTimes(cmd.OutOrStdout()))
-			}
-			return err
+			return printTimes(cmd.OutOrStdout(), report, flags.publish(cmd, report, err))
 		},
 	}
 	flags.link = lab.Link{RTT: 40 * time.Millisecond, BitsPerSecond: 100e6}

@@ -31,8 +31,8 @@ func datasetCommand() *cobra.Command {
 	var flags datasetFlags
 	cmd := &cobra.Command{
 		Use:   "dataset",
-		Short: "Generate a data set in the shape of the seed paper's Table I, or encode short films",
-		Long: `Generate a data set in the shape of the seed paper's Table I: a DASH manifest, an initialization segment and media segments of the set's length, bit
+		Short: "Generate a data set in the shape of the paper's Table I, or encode short films",
+		Long: `Generate a data set in the shape of the paper's Table I: a DASH manifest, an initialization segment and media segments of the set's length, bit
 rate, mean size and number. A player fetches and demultiplexes them and can show nothing: the samples are random, the same for the same seed.
 
 With --encode, films that a player can show: synthetic sources, encoded by ffmpeg (Debian's package) in a ladder of the three sets' bit rates, each in a directory

@@ -59,8 +59,11 @@ func runDelayLine(ctx context.Context, link lab.Link, admin string) error {
 		_ = e.Encode(stats()) // the client is gone, and there is nobody to tell
 	})
 	server := &http.Server{Handler: mux}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(l) // it was closed
+	}()
 	log := newLogger(config.DefaultServe().LogLevel)
 	log.Info("the link is up", "link", link.String())
 	err = path.Run(ctx)

@@ -18,8 +18,11 @@ func doctorCommand() *cobra.Command {
 	var hostConfig string
 	env := doctor.Env{}
 	cmd := &cobra.Command{
-		Use:       "doctor [host|guest]",
-		Short:     "Check everything that Spillway needs and say what to do about it",
+		Use:   "doctor [host|guest]",
+		Short: "Check everything that Spillway needs and say what to do about it",
+		Long: `Check everything that Spillway needs on this machine and say what to do about it: on the host (the default) or inside a VM (guest). Run it as root
+before the daemon or the server is started, and again when something is odd. It leaves everything as it was. A FAIL must be put right: without it
+nothing works, and the exit status is 1. A WARN works, with less than there could be.`,
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		ValidArgs: []string{"host", "guest"},
 		RunE: func(cmd *cobra.Command, args []string) error {

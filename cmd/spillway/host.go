@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"runtime"
 
@@ -32,6 +35,9 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.LoadHost(file)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w; examples/host.toml shows what belongs into it; --config names another file", err)
+			}
 			if err != nil {
 				return err
 			}
@@ -45,11 +51,18 @@ SIGTERM drains it: clients go on, served by their VMs.`,
 				return err
 			}
 			shareCPUs()
-			d, err := host.New(cfg, newLogger(cfg.LogLevel))
+			log := newLogger(cfg.LogLevel)
+			d, err := host.New(cfg, log)
 			if err != nil {
 				return err
 			}
-			return d.Run(cmd.Context())
+			stop := tellSystemd(cmd.Context(), d, log)
+			err = d.Run(cmd.Context())
+			stop()
+			if errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w; run it as root; `spillway doctor host` says what is missing", err)
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", defaultHostConfig, "configuration file")

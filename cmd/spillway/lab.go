@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,7 +69,9 @@ func labUpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a lab, leave it running and print what to try",
-		Args:  cobra.NoArgs,
+		Long: `Start a lab, leave it running and print what to try: a client, the host daemon, and media servers in a VM, with all their traffic in network
+namespaces of their own. It needs root, and for a VM what scripts/setup.sh installs. "spillway lab down" removes every trace.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
 			opts, err := flags.options(name, files, out)
@@ -140,10 +143,12 @@ func labDownCommand() *cobra.Command {
 		Short: "Remove every trace of a lab",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := lab.Down(cmd.Context(), name)
+			err := lab.Down(cmd.Context(), name, func(step string) { fmt.Fprintln(cmd.OutOrStdout(), "lab:", step) })
 			if errors.Is(err, lab.ErrNoLab) {
-				names, _ := lab.List()
-				return fmt.Errorf("%w; there are: %v", err, names)
+				if names, _ := lab.List(); len(names) > 0 {
+					return fmt.Errorf("%w; there are: %s", err, strings.Join(names, ", "))
+				}
+				return fmt.Errorf("%w; there is none at all", err)
 			}
 			return err
 		},

@@ -25,7 +25,9 @@ import (
 func hostDaemon(t *testing.T) *host.Daemon {
 	t.Helper()
 	cfg := config.DefaultHost()
-	cfg.Shares = []config.HostShare{{Name: "media", Path: t.TempDir()}}
+	cfg.Shares = []config.HostShare{{Name: "media", Path: t.TempDir()}, {
+		Name: "vod", Origin: t.TempDir(), Cache: config.ShareCache{Dir: filepath.Join(t.TempDir(), "vod"), MaxSize: 1 << 20},
+	}}
 	v := config.DefaultVM()
 	v.Name, v.Shares, v.Channels = "vm0", []string{"media"}, []string{"unix:" + filepath.Join(t.TempDir(), "vm0.sock")}
 	v.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.5")}

@@ -23,13 +23,14 @@ var layers = []struct {
 	packages []string
 }{
 	{"L0 words and formats", []string{
-		"internal/config", "internal/feature", "internal/feature/featuretest", "internal/metrics", "internal/tcpstate", "internal/wire",
+		"internal/config", "internal/evict", "internal/feature", "internal/feature/featuretest", "internal/loglimit", "internal/metrics", "internal/tcpstate",
+		"internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/nginx", "internal/qemu", "internal/redirect", "internal/tcprepair",
-		"internal/testkit",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/nginx", "internal/origin", "internal/qemu",
+		"internal/redirect", "internal/tcprepair", "internal/testkit",
 	}},
-	{"L2 mechanisms", []string{"internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
+	{"L2 mechanisms", []string{"internal/cache", "internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
 		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest",
 	}},
@@ -49,6 +50,7 @@ var sameLayer = map[string]string{
 	"internal/wire → internal/tcpstate":               "a HANDOVER carries a connection's state",
 	"internal/feature/featuretest → internal/feature": "the test helper of that package",
 	"internal/qemu → internal/guestinit":              "a VM is booted with the specification that its init reads",
+	"internal/cache → internal/share":                 "a cached file that is complete is served as any other one",
 	"internal/testkit → internal/netns":               "the same namespaces, for tests",
 	"internal/evaluation → internal/bench":            "an evaluation is a bench run in a lab",
 	"internal/evaluation → internal/lab":              "an evaluation is a bench run in a lab",
@@ -71,19 +73,21 @@ var forbidden = []struct {
 // syscallers may import golang.org/x/sys/unix or syscall, each for its reason.
 var syscallers = map[string]string{
 	"internal/bench":           "asks whether its output is a terminal, and how wide",
+	"internal/cache":           "openat2 in its directory, flock, sparse files and their times, the free space",
 	"internal/channel":         "the virtio-serial port's poll, the unix socket's owner lock, vsock addresses",
 	"internal/delayline":       "TUN devices: their ioctls, reads and writes, and a sleep that ends on time",
 	"internal/doctor":          "looks whether paths and devices can be used",
-	"internal/evaluation":      "uname",
+	"internal/evaluation":      "uname, the CPU clock of a process, the limit of open files, socket options of its clients",
 	"internal/feature":         "its probes are system calls",
 	"internal/guest":           "reads the client's socket under the connection's lock; lends its fd to tcprepair",
 	"internal/guestinit":       "mounts, reboots and reaps: it is PID 1",
 	"internal/host":            "sendmsg with MSG_MORE and sendfile with offsets on the client's socket",
-	"internal/lab":             "signals and process groups",
+	"internal/lab":             "signals and process groups; a channel's socket, to cut it",
 	"internal/media":           "error numbers only: which of them are a 404",
 	"internal/media/mediatest": "error numbers only",
 	"internal/mediafs":         "opens media without blocking on a FIFO; the fd for sendfile",
 	"internal/netns":           "a constant of netlink",
+	"internal/origin":          "opens files without blocking on a FIFO; error numbers",
 	"internal/qemu":            "pidfd, the tap device's ioctl, a namespace for QEMU",
 	"internal/redirect":        "a lock that dies with its process, netlink constants",
 	"internal/session":         "asks the channel without waiting",

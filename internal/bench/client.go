@@ -18,7 +18,7 @@ const (
 	// DefaultTimeout is the silence after which a request is given up.
 	DefaultTimeout = 30 * time.Second
 
-	// bufferBytes is what one read can take. The header of a response must fit in, too.
+	// bufferBytes is ClientOptions.BufferBytes by default.
 	bufferBytes = 256 << 10
 )
 
@@ -30,6 +30,8 @@ type ClientOptions struct {
 	StallAfter time.Duration
 	// Timeout is the silence after which a request fails with ErrStalled.
 	Timeout time.Duration
+	// BufferBytes is what one read can take. The header of a response must fit in, too.
+	BufferBytes int
 }
 
 // Client asks for files over one keep-alive connection, one after the other. It dials when it has no connection: at first, after
@@ -56,7 +58,10 @@ func NewClient(addr string, opts ClientOptions) *Client {
 	if opts.Timeout <= 0 {
 		opts.Timeout = DefaultTimeout
 	}
-	return &Client{addr: addr, opts: opts, buf: make([]byte, bufferBytes)}
+	if opts.BufferBytes <= 0 {
+		opts.BufferBytes = bufferBytes
+	}
+	return &Client{addr: addr, opts: opts, buf: make([]byte, opts.BufferBytes)}
 }
 
 // Dials is how many connections the client has had.

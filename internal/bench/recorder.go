@@ -41,6 +41,9 @@ func (r *Recorder) AddWrong(res Result, err error) {
 // AddElapsed adds to the time on the wall that the requests took. Clients that run side by side share one such time.
 func (r *Recorder) AddElapsed(d time.Duration) { r.elapsed += d }
 
+// Elapsed is the sum of what AddElapsed was told.
+func (r *Recorder) Elapsed() time.Duration { return r.elapsed }
+
 // Merge adds what other has, except its elapsed time.
 func (r *Recorder) Merge(other *Recorder) {
 	r.durations = append(r.durations, other.durations...)

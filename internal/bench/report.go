@@ -58,8 +58,37 @@ type Row struct {
 	// Drops are packets that the link with delay has dropped, by cause, in both directions.
 	Drops Counts `json:"drops,omitempty"`
 
+	// TCPTimeouts are retransmission timeouts that the kernel counted meanwhile (TcpExtTCPTimeouts), by side: client, host, guest. Those that were none are not there.
+	TCPTimeouts Counts `json:"tcp_timeouts,omitempty"`
+
+	// Leases are the connections that the host had, where the row is about them.
+	Leases int `json:"leases,omitempty"`
+
+	// Processes are what the programs took, by name: host, server, qemu.
+	Processes map[string]Process `json:"processes,omitempty"`
+
+	// Machine is the time of all CPUs, in seconds for each 10^9 bytes, by where it went: user, system, irq, softirq.
+	Machine map[string]float64 `json:"machine_cpu_s_per_gb,omitempty"`
+
 	// Steps are the parts of a handover or of a request, by name.
 	Steps map[string]Step `json:"steps,omitempty"`
+}
+
+// Process is what a program took. Unknown is zero.
+type Process struct {
+	CPUSecondsPerGB float64 `json:"cpu_s_per_gb,omitempty"` // of all its threads, for each 10^9 bytes
+
+	RSSBytes   int64 `json:"rss_bytes,omitempty"`
+	PSSBytes   int64 `json:"pss_bytes,omitempty"`   // pages that processes share count in parts
+	HeapBytes  int64 `json:"heap_bytes,omitempty"`  // in use, what is garbage by now included
+	StackBytes int64 `json:"stack_bytes,omitempty"` // of goroutines
+
+	RSSBytesPerLease int64 `json:"rss_bytes_per_lease,omitempty"` // above what it took before there were leases
+
+	Goroutines int `json:"goroutines,omitempty"`
+	Threads    int `json:"threads,omitempty"`
+	OpenFiles  int `json:"open_files,omitempty"`  // descriptors, sockets included
+	MediaFiles int `json:"media_files,omitempty"` // descriptors of shared files
 }
 
 // Step is the cost of a part.

@@ -36,6 +36,9 @@ func sample() *Report {
 	lease.Drops = Counts{"queue_full": 7, "lost": 0}
 	lease.IQRUs, lease.FirstByteUs, lease.FirstByteP99Us, lease.FirstByteIQRUs = 812.5, 40_812.5, 45_000, 250
 	lease.Fallbacks = Counts{"small": 12, "mptcp": 1, "share-unknown": 1234, "host-away": 3, "unread-input": 2, "never": 0}
+	lease.TCPTimeouts, lease.Machine = Counts{"client": 3}, map[string]float64{"user": 0.25, "softirq": 0.125}
+	lease.Processes = map[string]Process{"host": {CPUSecondsPerGB: 0.375, RSSBytes: 123_456_000}, "server": {OpenFiles: 10_012, Threads: 9}}
+	lease.Leases = 10_000
 	add("lease", "alone", 0, 0, 1, 0).Wrong = 100_000
 	return r
 }
@@ -180,6 +183,33 @@ func TestCongestion(t *testing.T) {
 	}
 	if head, _, _ := strings.Cut(table.String(), "\n"); !strings.HasSuffix(head, "link 40ms, cubic") {
 		t.Errorf("the table begins with %q", head)
+	}
+}
+
+// TestRounding: never in our favour, and only where there is something to round.
+func TestRounding(t *testing.T) {
+	ours, theirs := Row{Arm: "lease"}, Row{Arm: ArmVM}
+	for _, c := range []struct {
+		got, want string
+	}{
+		{ours.speed(2.999, 2), "2.99"}, {ours.speed(0.3, 1), "0.3"}, {ours.speed(2.3, 2), "2.30"}, {ours.speed(0, 1), "0.0"},
+		{theirs.speed(2.991, 2), "3.00"}, {theirs.speed(0.7, 1), "0.7"}, {theirs.speed(0, 1), "0.0"},
+		{ours.cost(1.201, 2), "1.21"}, {ours.cost(1.1, 1), "1.1"}, {theirs.cost(1.209, 2), "1.20"}, {theirs.cost(0.29, 2), "0.29"},
+		{Cost(112.901), "113.0"}, {Cost(113), "113.0"}, {Cost(0), "0.0"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s, want %s", c.got, c.want)
+		}
+	}
+}
+
+// TestLegend: only where a reader would ask.
+func TestLegend(t *testing.T) {
+	for handbacks, want := range map[int64]bool{7: false, 6: true} {
+		r := &Report{Rows: []Row{{Arm: "lease"}, {Arm: "offload", Handovers: 7, Handbacks: handbacks}}}
+		if got := r.legend() != ""; got != want {
+			t.Errorf("7 handovers and %d handbacks: a legend: %v", handbacks, got)
+		}
 	}
 }
 

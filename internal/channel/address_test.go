@@ -97,11 +97,11 @@ func FuzzParseAddress(f *testing.F) {
 }
 
 func TestKindsWithoutThatEnd(t *testing.T) {
-	_, err := Listen(Address{Kind: Virtio, Name: "spillway.0"})
+	_, err := Listen(Address{Kind: Virtio, Name: "spillway.0"}, NoGroup)
 	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "virtserialport,chardev=spillway,name=spillway.0") {
 		t.Errorf("Listen(virtio) = %v, want ErrUnsupported with QEMU's arguments", err)
 	}
-	if _, err := Listen(Address{}); !errors.Is(err, errors.ErrUnsupported) {
+	if _, err := Listen(Address{}, NoGroup); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("Listen(zero) = %v, want ErrUnsupported", err)
 	}
 	if _, err := Dial(t.Context(), Address{}); !errors.Is(err, errors.ErrUnsupported) {

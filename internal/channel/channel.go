@@ -90,11 +90,15 @@ func Dial(ctx context.Context, addr Address) (Conn, error) {
 	return nil, &Error{Op: "dial", Addr: addr, Err: errors.ErrUnsupported, Hint: formsHint}
 }
 
-// Listen opens the host's end of the channel. The caller owns the Listener.
-func Listen(addr Address) (Listener, error) {
+// NoGroup leaves a socket's file to the group of this process.
+const NoGroup = -1
+
+// Listen opens the host's end of the channel. Beside root the group gid may connect to a unix socket, or NoGroup other than this process's own.
+// The caller owns the Listener.
+func Listen(addr Address, gid int) (Listener, error) {
 	switch addr.Kind {
 	case Unix:
-		return listenUnix(addr)
+		return listenUnix(addr, gid)
 	case Vsock:
 		return listenVsock(addr)
 	case Virtio:

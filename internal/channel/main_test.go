@@ -82,7 +82,7 @@ func socketAddress(t *testing.T) Address {
 
 func mustListen(t *testing.T, addr Address) Listener {
 	t.Helper()
-	l, err := Listen(addr)
+	l, err := Listen(addr, NoGroup)
 	if err != nil {
 		t.Fatal(err)
 	}

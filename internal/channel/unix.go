@@ -41,8 +41,8 @@ type unixListener struct {
 	*SocketFile
 }
 
-func listenUnix(addr Address) (Listener, error) {
-	f, err := ListenSocketFile(addr.Path, socketMode)
+func listenUnix(addr Address, gid int) (Listener, error) {
+	f, err := ListenSocketFile(addr.Path, socketMode, gid)
 	if err != nil {
 		hint := ""
 		if inUse := errors.Is(err, ErrInUse); inUse {
@@ -64,8 +64,9 @@ type SocketFile struct {
 }
 
 // ListenSocketFile takes the place of a dead process at path, never that of a live one, whose error is ErrInUse. The directory is locked meanwhile, so that two
-// processes that start together cannot both find a stale file and the slower one remove the socket of the faster one. The caller closes the SocketFile.
-func ListenSocketFile(path string, mode fs.FileMode) (*SocketFile, error) {
+// processes that start together cannot both find a stale file and the slower one remove the socket of the faster one. The file gets the group gid, unless that
+// is NoGroup. The caller closes the SocketFile.
+func ListenSocketFile(path string, mode fs.FileMode, gid int) (*SocketFile, error) {
 	unlock, err := lockDir(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("%w; the socket's directory must exist and be free: mkdir it, or let systemd do so with RuntimeDirectory=", err)
@@ -87,7 +88,11 @@ func ListenSocketFile(path string, mode fs.FileMode) (*SocketFile, error) {
 	}
 	l := &SocketFile{UnixListener: inner.(*net.UnixListener), path: path}
 	l.SetUnlinkOnClose(false)
-	if err := os.Chmod(path, mode.Perm()); err != nil { // what the umask took away
+	err = os.Chmod(path, mode.Perm()) // what the umask took away
+	if err == nil && gid != NoGroup {
+		err = os.Lchown(path, -1, gid)
+	}
+	if err != nil {
 		return nil, errors.Join(err, os.Remove(path), l.UnixListener.Close())
 	}
 	if l.made, err = os.Lstat(path); err != nil {

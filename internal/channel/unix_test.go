@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,6 +104,36 @@ func TestUnixSocketFile(t *testing.T) {
 	}
 }
 
+func TestUnixGroup(t *testing.T) {
+	checkFDs(t)
+	addr := socketAddress(t)
+	other := 65534
+	if os.Geteuid() != 0 {
+		other = 0
+	}
+	l, err := Listen(addr, other)
+	if other == 0 { // who may not give a file away leaves none
+		if !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("Listen = %v, want a refusal", err)
+		}
+		if entries, _ := os.ReadDir(filepath.Dir(addr.Path)); len(entries) != 0 {
+			t.Errorf("left behind: %v", entries)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAfter(t, l)
+	info, err := os.Stat(addr.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gid := info.Sys().(*syscall.Stat_t).Gid; int(gid) != other || info.Mode().Perm() != socketMode {
+		t.Errorf("the group is %d, the mode %v", gid, info.Mode())
+	}
+}
+
 func TestUnixStaleFileIsReplaced(t *testing.T) {
 	checkFDs(t)
 	addr := socketAddress(t)
@@ -119,7 +150,7 @@ func TestUnixLiveListenerIsLeftAlone(t *testing.T) {
 	checkFDs(t)
 	addr := socketAddress(t)
 	l := mustListen(t, addr)
-	_, err := Listen(addr)
+	_, err := Listen(addr, NoGroup)
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "already running") {
 		t.Errorf("second Listen = %v, want ErrInUse and advice", err)
 	}
@@ -137,7 +168,7 @@ func TestUnixDatagramSocketIsLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeAfter(t, c)
-	if _, err := Listen(addr); !errors.Is(err, ErrInUse) {
+	if _, err := Listen(addr, NoGroup); !errors.Is(err, ErrInUse) {
 		t.Errorf("Listen = %v, want ErrInUse", err)
 	}
 }
@@ -148,7 +179,7 @@ func TestUnixOtherFileIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(addr.Path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(addr); err == nil || !strings.Contains(err.Error(), "not a socket") {
+	if _, err := Listen(addr, NoGroup); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("Listen = %v, want a refusal", err)
 	}
 	if got, err := os.ReadFile(addr.Path); err != nil || string(got) != "precious" {
@@ -158,7 +189,7 @@ func TestUnixOtherFileIsLeftAlone(t *testing.T) {
 
 func TestUnixDirectoryMissing(t *testing.T) {
 	checkFDs(t)
-	_, err := Listen(Address{Kind: Unix, Path: filepath.Join(t.TempDir(), "missing", "vm0.sock")})
+	_, err := Listen(Address{Kind: Unix, Path: filepath.Join(t.TempDir(), "missing", "vm0.sock")}, NoGroup)
 	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "directory must exist") {
 		t.Errorf("Listen = %v, want ErrNotExist and advice", err)
 	}
@@ -191,7 +222,7 @@ func TestUnixOneWinner(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range daemons {
 			wg.Go(func() {
-				l, err := Listen(addr)
+				l, err := Listen(addr, NoGroup)
 				if err == nil {
 					listeners[i] = l
 				} else if !errors.Is(err, ErrInUse) {

@@ -75,7 +75,7 @@ func TestVsockRefusesOtherVMs(t *testing.T) {
 // The real kernel, as far as it goes without a VM.
 func TestVsockListen(t *testing.T) {
 	addr := Address{Kind: Vsock, CID: 3, Port: 0x53500000 | uint32(os.Getpid()&0xffff)}
-	l, err := Listen(addr)
+	l, err := Listen(addr, NoGroup)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
 		t.Skip("this kernel has no vsock (CONFIG_VSOCKETS)")
 	}
@@ -83,7 +83,7 @@ func TestVsockListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkFDs(t)
-	if _, err := Listen(addr); !errors.Is(err, ErrInUse) {
+	if _, err := Listen(addr, NoGroup); !errors.Is(err, ErrInUse) {
 		t.Errorf("second Listen = %v, want ErrInUse", err)
 	}
 	result := make(chan error, 1)

@@ -42,14 +42,17 @@ type Limits struct {
 
 // HostShare is a tree of files that VMs may send from.
 type HostShare struct {
-	Name string `toml:"name"`
-	Path string `toml:"path"`
+	Name   string     `toml:"name"`
+	Path   string     `toml:"path"`   // a directory of this machine, or
+	Origin string     `toml:"origin"` // where the files come from that Cache keeps here
+	Cache  ShareCache `toml:"cache"`
 }
 
 // VM is one virtual machine, and what it is allowed.
 type VM struct {
 	Name         string       `toml:"name"`
 	Channels     []string     `toml:"channels"`  // addresses that the daemon listens at; to connect there is to be this VM
+	Group        string       `toml:"group"`     // name or number of the group that may connect to unix channels beside root, empty for none
 	Addresses    []netip.Addr `toml:"addresses"` // the VM's own; it may hand over no other address's connections
 	Shares       []string     `toml:"shares"`    // names of the shares it may send from
 	MaxLeases    int          `toml:"max_leases"`
@@ -142,7 +145,7 @@ func (h Host) Validate() error {
 	for i, s := range h.Shares {
 		key := fmt.Sprintf("share[%d]", i)
 		p.name(key, s.Name, shares, i)
-		p.absolutePath(key+".path", s.Path, "")
+		s.validate(&p, key)
 	}
 	h.validateVMs(&p)
 	return p.join()

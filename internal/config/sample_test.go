@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/google/go-cmp/cmp"
@@ -21,7 +22,8 @@ var compareAddr = cmpopts.EquateComparable(netip.Addr{})
 
 func TestHostSampleIsTheDefault(t *testing.T) {
 	want := DefaultHost()
-	want.Shares = []HostShare{{Name: "media", Path: "/srv/media"}}
+	cache := ShareCache{Dir: "/var/cache/spillway/vod", MaxSize: 200 << 30, KeepFree: 10 << 30, Rules: []CacheRule{{"*.mpd", Duration(2 * time.Second)}, {"*.m3u8", Duration(2 * time.Second)}}}
+	want.Shares = []HostShare{{Name: "media", Path: "/srv/media"}, {Name: "vod", Origin: "https://origin.example/vod/", Cache: cache.WithDefaults()}}
 	vm := DefaultVM()
 	vm.Name = "vm0"
 	vm.Channels = []string{"unix:/run/spillway/vm0.sock"}

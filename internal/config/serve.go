@@ -152,7 +152,7 @@ func (p *problems) channels(addresses []string) {
 
 func (s Serve) validateShares(p *problems) {
 	if len(s.Shares) == 0 {
-		p.add("share", "there is none, so there is nothing to serve; add a [[share]] table")
+		p.add("share", "there is none, so there is nothing to serve; add a [[share]] table, or --share")
 	}
 	names, prefixes := map[string]int{}, map[string]string{}
 	for i, share := range s.Shares {

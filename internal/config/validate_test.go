@@ -91,7 +91,7 @@ func TestHostValidate(t *testing.T) {
 		{"no files", func(h *Host) { h.VMs[0].MaxOpenFiles = -1 }, "vm[0].max_open_files", "at least 1"},
 	} {
 		h := DefaultHost()
-		h.Shares = []HostShare{{"media", "/srv/media"}, {"films-2", "/srv/films"}}
+		h.Shares = []HostShare{{Name: "media", Path: "/srv/media"}, {Name: "films-2", Path: "/srv/films"}}
 		h.VMs = []VM{
 			{Name: "vm0", Channels: []string{"unix:/run/0"}, Addresses: []netip.Addr{addr("10.0.0.5"), addr("2001:db8::5")}, Shares: []string{"media"}, MaxLeases: 1, MaxOpenFiles: 1},
 			{Name: "vm1", Channels: []string{"vsock:4:9000"}, Addresses: []netip.Addr{addr("10.0.0.6")}, Shares: []string{"media"}, MaxLeases: 1, MaxOpenFiles: 1},

@@ -1,9 +1,9 @@
 // Package doctor checks that a host or a guest has what Spillway needs, and says for each thing that is not right what to
 // do about it.
 //
-// It looks and changes nothing: kernel features are tried in package feature, the redirect is read by package redirect,
-// everything else is read from /proc, /sys and the paths in [Env]. It stands beside the data path, which never calls it.
-// Every check runs, whatever the others find; a check whose file system does not answer is given up after a time.
+// It looks and leaves everything as it was: kernel features are tried in package feature, eBPF programs are loaded by package tcprepair and taken
+// away again, the redirect is read by package redirect, everything else is read from /proc, /sys and the paths in [Env]. It stands beside the data
+// path, which never calls it. Every check runs, whatever the others find; a check whose file system does not answer is given up after a time.
 //
 // It needs no privilege, but without CAP_NET_ADMIN several checks can only say that they could not tell. Checks act in the
 // network namespace of the calling thread.

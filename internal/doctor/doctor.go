@@ -63,6 +63,7 @@ type Env struct {
 	CacheMinFreeBytes uint64 // host: warn below this; 0: 1 GiB
 
 	probe         func(feature.Feature) feature.Result
+	try           func(program) error
 	redirectCheck func(redirect.Config) (redirect.Status, error)
 	patience      time.Duration // how long a check may wait for a file system or a program
 }
@@ -87,6 +88,9 @@ func (e Env) withDefaults() Env {
 	if e.probe == nil {
 		e.probe = feature.Feature.Probe
 	}
+	if e.try == nil {
+		e.try = func(p program) error { return p.try() }
+	}
 	if e.redirectCheck == nil {
 		e.redirectCheck = redirect.Check
 	}
@@ -110,6 +114,7 @@ func Checks(role Role) []Check {
 		{"window-retraction", checkWindowRetraction},
 	}
 	checks = append(checks, featureChecks(role)...)
+	checks = append(checks, programChecks(role)...)
 	checks = append(checks, Check{"tcp-timestamps", checkTimestamps}, Check{"mptcp", checkMPTCP})
 	if role == Host {
 		checks = append(checks,

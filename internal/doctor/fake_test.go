@@ -30,6 +30,7 @@ func newFake(t *testing.T) *fake {
 		Share: filepath.Join(root, "share"), CacheDir: filepath.Join(root, "cache"), CacheMinFreeBytes: 1,
 		ChannelSocket: filepath.Join(root, "vm0.sock"), ChannelPort: "org.spillway.0",
 		probe: func(feature.Feature) feature.Result { return feature.Result{Outcome: feature.Supported} },
+		try:   func(program) error { return nil },
 		redirectCheck: func(redirect.Config) (redirect.Status, error) {
 			return redirect.Status{Held: true, Parts: parts(redirect.Installed)}, nil
 		},
@@ -95,6 +96,9 @@ func (f *fake) listen(path string) {
 // vanishes with its descriptor.
 func (f *fake) readOnly() string {
 	f.t.Helper()
+	if os.Geteuid() != 0 {
+		f.t.Skip("only root can make a file system")
+	}
 	config, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	f.must(err)
 	defer unix.Close(config)
@@ -112,6 +116,16 @@ func (f *fake) outcome(name string, outcome feature.Outcome, err error) {
 			return feature.Result{Outcome: feature.Supported}
 		}
 		return feature.Result{Outcome: outcome, Err: &feature.Error{Feature: ft, Outcome: outcome, Err: err}}
+	}
+}
+
+// program makes loading one of the programs answer so.
+func (f *fake) program(check string, err error) {
+	f.env.try = func(p program) error {
+		if p.check != check {
+			return nil
+		}
+		return err
 	}
 }
 

@@ -82,7 +82,8 @@ func checkBridgedGuests(_ context.Context, env Env) Result {
 	}
 }
 
-// checkChannelSocket looks for a listener in the kernel's list. It does not connect: the daemon would take it for the VM.
+// checkChannelSocket looks for a listener in the kernel's list. It does not connect: the daemon would take it for the VM. That there is no daemon is no
+// failure: the doctor is asked before the daemon is started.
 func checkChannelSocket(_ context.Context, env Env) Result {
 	path := env.ChannelSocket
 	if path == "" {
@@ -92,7 +93,7 @@ func checkChannelSocket(_ context.Context, env Env) Result {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return Result{Status: Fail, Detail: path + " does not exist: no daemon serves this VM", Hint: start}
+		return Result{Status: Warn, Detail: path + " does not exist: no daemon serves this VM yet", Hint: start}
 	case err != nil:
 		return unreadable(err)
 	case info.Mode().Type() != fs.ModeSocket:
@@ -112,7 +113,7 @@ func checkChannelSocket(_ context.Context, env Env) Result {
 			return Result{Status: OK, Detail: path + " is served"}
 		}
 	}
-	return Result{Status: Fail, Detail: path + " is left from an earlier run: nobody listens on it", Hint: start}
+	return Result{Status: Warn, Detail: path + " is left from a daemon that was killed: nobody listens on it", Hint: start + ", which replaces it"}
 }
 
 // checkChannelPort looks for the named virtio-serial port in the guest and opens it, as the agent would.

@@ -124,9 +124,9 @@ func TestDownByName(t *testing.T) {
 	if err != nil || !slices.Contains(names, name) {
 		t.Errorf("labs %v, %v; want %s among them", names, err, name)
 	}
-	must(t, lab.Down(context.Background(), name))
+	must(t, lab.Down(context.Background(), name, func(step string) { t.Log(step) }))
 	checkGone(t, name, files.dir)
-	if err := lab.Down(context.Background(), name); !errors.Is(err, lab.ErrNoLab) {
+	if err := lab.Down(context.Background(), name, func(step string) { t.Log(step) }); !errors.Is(err, lab.ErrNoLab) {
 		t.Errorf("a second Down: %v, want ErrNoLab", err)
 	}
 }

@@ -61,3 +61,34 @@ func TestPublishedPort(t *testing.T) {
 	noLeases(t, l)
 	check()
 }
+
+// TestMasqueradedClient: a client whose address the host hides from the guest (SNAT) is one of the host's own to the guest: it is served, by the guest.
+func TestMasqueradedClient(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Fatal("nft is not installed; scripts/setup.sh does it: ", err)
+	}
+	files := newMedia(t)
+	l := newLab(t, files)
+	must(t, l.Host.Do(func() error {
+		for _, line := range [][]string{
+			{"add", "table", "ip", "hide"},
+			{"add", "chain", "ip", "hide", "postrouting", "{ type nat hook postrouting priority srcnat; }"},
+			{"add", "rule", "ip", "hide", "postrouting", "oifname", "guest0", "masquerade"},
+		} {
+			if out, err := exec.Command(nft, line...).CombinedOutput(); err != nil {
+				t.Errorf("nft %v: %s", line, out)
+				return err
+			}
+		}
+		return nil
+	}))
+	for _, arm := range offloading {
+		c := dial(t, l, arm)
+		c.get("10m.mp4", files.files["10m.mp4"])
+		c.get("4k.m4s", files.files["4k.m4s"])
+		if s := serverStats(t, l, arm); s.Counts.Handovers != 0 || s.Fallbacks["path"] == 0 {
+			t.Errorf("%s: %+v; want no handover, and fallbacks for path", arm, s)
+		}
+	}
+}

@@ -25,7 +25,7 @@ func Run(ctx context.Context, name string, opts lab.Options, plan Plan, progress
 	if err := plan.Validate(); err != nil {
 		return nil, err
 	}
-	opts.Peers = opts.Peers || slices.ContainsFunc(plan.Arms, func(a lab.Arm) bool { return slices.Contains(lab.Peers(), a) })
+	opts.InMemory, opts.Peers = slices.Contains(plan.Arms, lab.VMTmpfs), slices.ContainsFunc(plan.Arms, lab.Arm.IsPeer)
 	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
 		env, err := environment(l)
 		if err != nil {

@@ -95,6 +95,22 @@ func TestOffloaded(t *testing.T) {
 	}
 }
 
+// TestStalled: a stall of an arm that offloads is an error, one of the others is a figure.
+func TestStalled(t *testing.T) {
+	for arm, fails := range map[lab.Arm]bool{
+		lab.Lease: true, lab.Offload: true, lab.VM: false, lab.VMCold: false, lab.VMTmpfs: false, lab.Baremetal: false,
+	} {
+		row := bench.Row{Stalls: 2, TCPTimeouts: bench.Counts{"client": 5}}
+		err := stalled(arm, row)
+		if (err != nil) != fails || fails && (!strings.Contains(err.Error(), "2 waits") || !strings.Contains(err.Error(), "client:5")) {
+			t.Errorf("%s: %v", arm, err)
+		}
+		if err := stalled(arm, bench.Row{}); err != nil {
+			t.Errorf("%s without a stall: %v", arm, err)
+		}
+	}
+}
+
 // TestWrongBodies: they do not keep the row from being published.
 func TestWrongBodies(t *testing.T) {
 	var timed, verified bench.Recorder
@@ -121,6 +137,7 @@ func TestValidate(t *testing.T) {
 		"rounds":      func(p *Plan) { p.Rounds = 0 },
 		"connections": func(p *Plan) { p.Connections = -1 },
 		"bogus":       func(p *Plan) { p.Arms = []lab.Arm{"bogus"} },
+		"vm-cold":     func(p *Plan) { p.Arms, p.Connections = lab.AllArms(), 2 },
 		"twice":       func(p *Plan) { p.Arms = []lab.Arm{lab.VM, lab.Lease, lab.VM} },
 	} {
 		p := good
@@ -193,5 +210,29 @@ func TestRun(t *testing.T) {
 	}
 	if _, err := Run(t.Context(), "test", lab.Options{Name: "NO"}, plan, bench.NewProgress(nil)); err == nil {
 		t.Error("a lab that cannot be")
+	}
+}
+
+// TestRunCold: requests of the cold arm are as others, in a lab of namespaces too, and there is no arm with a memory of its own.
+func TestRunCold(t *testing.T) {
+	files := filepath.Join(t.TempDir(), "sizes")
+	cases, err := SizeCases(files, []int64{4096, 300_000}, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := lab.Options{Name: labName(), VM: lab.NetNS, Binary: buildBinary(t), Files: files}
+	plan := Plan{Cases: cases, Arms: []lab.Arm{lab.VM, lab.VMCold}, Rounds: 2, Connections: 1}
+	report, err := Run(t.Context(), "test", opts, plan, bench.NewProgress(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, row := range report.Rows {
+		if row.Arm != string(plan.Arms[i%2]) || row.N != 6 || row.Wrong != 0 || row.ElapsedS <= 0 {
+			t.Errorf("row %d is %+v", i, row)
+		}
+	}
+	plan.Arms = lab.AllArms()
+	if _, err := Run(t.Context(), "test", opts, plan, bench.NewProgress(nil)); err == nil || !strings.Contains(err.Error(), "vm-tmpfs") {
+		t.Errorf("an arm in a namespace with a memory of its own: %v", err)
 	}
 }

@@ -24,8 +24,11 @@ type Case struct {
 type Plan struct {
 	Cases       []Case
 	Arms        []lab.Arm
-	Rounds      int // timed passes of each arm
-	Connections int // that run at the same time, each with all targets
+	Rounds      int  // timed passes of each arm
+	Connections int  // that run at the same time, each with all targets
+	NoStalls    bool // a stall in an arm that offloads is an error
+
+	cpu bool // measure CPU time, see RunCPU
 }
 
 // Validate tells whether the plan can be measured.
@@ -37,8 +40,11 @@ func (p Plan) Validate() error {
 		return fmt.Errorf("connections: %d; at least 1 is needed", p.Connections)
 	}
 	for i, arm := range p.Arms {
-		if known := slices.Concat(lab.Arms(), lab.Peers()); !slices.Contains(known, arm) {
-			return fmt.Errorf("arms: there is no arm %q; use some of %v", arm, known)
+		if !slices.Contains(lab.AllArms(), arm) {
+			return fmt.Errorf("arms: there is no arm %q; use some of %v", arm, lab.AllArms())
+		}
+		if arm == lab.VMCold && p.Connections > 1 {
+			return fmt.Errorf("arms: %s drops the caches before each request, and cannot while %d connections ask", arm, p.Connections)
 		}
 		if slices.Contains(p.Arms[:i], arm) {
 			return fmt.Errorf("arms: %s is there twice", arm)
@@ -57,7 +63,8 @@ func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progres
 	var rows []bench.Row
 	var errs []error
 	for _, c := range plan.Cases {
-		m := measurement{lab: l, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{}}
+		m := measurement{lab: l, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{},
+			timeouts: map[lab.Arm]bench.Counts{}, meters: map[lab.Arm]*cpuMeter{}}
 		got, err := m.run(ctx)
 		rows = append(rows, got...)
 		if err != nil {
@@ -77,13 +84,15 @@ type measurement struct {
 	of        Case
 	progress  *bench.Progress
 	recorders map[lab.Arm]*bench.Recorder // of the timed passes
+	timeouts  map[lab.Arm]bench.Counts    // of TCP, in these passes
+	meters    map[lab.Arm]*cpuMeter       // likewise, if CPU time is measured
 }
 
 // run measures the case. Without an error, or with doubts about the figures only, it returns a row for each arm.
 func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	verified := map[lab.Arm]*bench.Recorder{}
 	for _, arm := range m.plan.Arms {
-		m.recorders[arm] = &bench.Recorder{}
+		m.recorders[arm], m.meters[arm] = &bench.Recorder{}, &cpuMeter{}
 		verified[arm] = &bench.Recorder{}
 		m.progress.Step("%s, %s: checking every body", m.of.Name, arm)
 		if err := m.pass(ctx, arm, m.distinct(), true, verified[arm]); err != nil {
@@ -102,7 +111,7 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	}
 	err := bench.Interleave(ctx, arms, m.plan.Rounds, func(ctx context.Context, arm string, round int) error {
 		m.progress.Step("%s, %s: round %d of %d", m.of.Name, arm, round+1, m.plan.Rounds)
-		return m.pass(ctx, lab.Arm(arm), m.of.Targets, false, m.recorders[lab.Arm(arm)])
+		return m.countTimeouts(ctx, lab.Arm(arm), func() error { return m.timedPass(ctx, lab.Arm(arm)) })
 	})
 	if err != nil {
 		return nil, err
@@ -116,9 +125,29 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 			return rows, errors.Join(append(doubts, err)...)
 		}
 		row, err := newRow(arm, m.of.Name, m.recorders[arm], verified[arm], stats)
+		row.TCPTimeouts = m.timeouts[arm]
+		if m.plan.cpu {
+			m.meters[arm].report(&row)
+		}
 		rows, doubts = append(rows, row), append(doubts, err, offloaded(arm, row.N, stats))
+		if m.plan.NoStalls {
+			doubts = append(doubts, stalled(arm, row))
+		}
 	}
 	return rows, errors.Join(doubts...)
+}
+
+// timedPass is a pass whose figures count.
+func (m *measurement) timedPass(ctx context.Context, arm lab.Arm) error {
+	pass := func() error { return m.pass(ctx, arm, m.of.Targets, false, m.recorders[arm]) }
+	if !m.plan.cpu {
+		return pass()
+	}
+	// Asking a server in a VM whether it has settled costs as much as a few requests, and is done before the meter runs.
+	if _, err := settled(ctx, m.lab, arm); err != nil {
+		return err
+	}
+	return m.meters[arm].measure(m.lab, arm, pass)
 }
 
 // settleTimeout bounds the wait for a server that still learns that its clients have gone.
@@ -164,6 +193,14 @@ func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Tar
 		clients[i] = newClient(m.lab, arm)
 		defer clients[i].Close()
 	}
+	if arm == lab.VMCold {
+		if err := m.coldPass(ctx, clients[0], targets, verify, &recorders[0]); err != nil {
+			return err
+		}
+		into.AddElapsed(recorders[0].Elapsed())
+		into.Merge(&recorders[0])
+		return nil
+	}
 	var wait sync.WaitGroup
 	start := time.Now()
 	for i, c := range clients {
@@ -182,6 +219,46 @@ func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Tar
 		into.Merge(&recorders[i])
 	}
 	return errors.Join(errs...)
+}
+
+// coldPass drops the caches before each request. The time for that is no part of any figure.
+func (m *measurement) coldPass(ctx context.Context, c *bench.Client, targets []bench.Target, verify bool, into *bench.Recorder) error {
+	for i, target := range targets {
+		if err := m.lab.DropCaches(ctx, lab.SharedFile(target.Path)); err != nil {
+			return err
+		}
+		if err := bench.Pass(ctx, c, []bench.Target{target}, verify, into, nil); err != nil {
+			return err
+		}
+		m.progress.Update("%d of %d", i+1, len(targets))
+	}
+	// What follows, of other arms, shall find the caches as they were.
+	return bench.Pass(ctx, c, m.distinct(), false, &bench.Recorder{}, nil)
+}
+
+// countTimeouts adds the TCP retransmission timeouts that the kernels count while fn runs.
+func (m *measurement) countTimeouts(ctx context.Context, arm lab.Arm, fn func() error) error {
+	before, err := m.lab.TCPTimeouts(ctx)
+	if err == nil {
+		err = fn()
+	}
+	if err != nil {
+		return err
+	}
+	after, err := m.lab.TCPTimeouts(ctx)
+	if err != nil {
+		return err
+	}
+	for side, n := range after {
+		if n -= before[side]; n == 0 {
+			continue
+		}
+		if m.timeouts[arm] == nil {
+			m.timeouts[arm] = bench.Counts{}
+		}
+		m.timeouts[arm][side] += n
+	}
+	return nil
 }
 
 // newClient is a client of an arm. The silence of a round trip is no stall.
@@ -230,4 +307,13 @@ func offloaded(arm lab.Arm, responses int, stats guest.Snapshot) error {
 		return fmt.Errorf("arm %s handed the connection over for only %d of %d responses", arm, stats.Counts.Handovers, responses)
 	}
 	return nil
+}
+
+// stalled doubts an arm that offloads and stalls.
+func stalled(arm lab.Arm, row bench.Row) error {
+	if row.Stalls == 0 || arm != lab.Offload && arm != lab.Lease {
+		return nil
+	}
+	return fmt.Errorf("arm %s: %d waits of more than %v within a request; TCP retransmission timeouts meanwhile: %v",
+		arm, row.Stalls, bench.DefaultStallAfter, row.TCPTimeouts)
 }

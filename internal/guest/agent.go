@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"spillway/internal/loglimit"
 	"spillway/internal/session"
 	"spillway/internal/tcprepair"
 	"spillway/internal/wire"
@@ -32,6 +33,9 @@ type Agent struct {
 	costs   *costs // nil: the threshold is fixed
 	expects expectations
 
+	// What a broken host or kernel causes at every request. Two, so that neither hides the other.
+	handovers, handbacks loglimit.Limiter
+
 	mu     sync.Mutex
 	links  []*link // none: the host is away
 	lastID uint32
@@ -43,6 +47,10 @@ type expectations struct {
 	results  session.Expectation // of a SEND
 	changes  session.Expectation // of hands: GRANTED, RELEASED
 }
+
+// rightsHint says what to do when the kernel lets this process load no program. Before Linux 5.11 such programs count as locked memory.
+const rightsHint = "run as root, or with CAP_NET_ADMIN, CAP_BPF and CAP_NET_RAW (and LimitMEMLOCK=infinity before Linux 5.11); " +
+	"`spillway doctor guest` says what is missing; mode off serves without offloading"
 
 // NewAgent makes an agent that serves everything locally until Run has found the host. The error says what this process lacks for
 // offloading; in mode Off nothing is needed.
@@ -65,7 +73,7 @@ func NewAgent(opts Options) (*Agent, error) {
 	}
 	freezer, err := tcprepair.NewFreezer()
 	if err != nil {
-		return nil, fmt.Errorf("cannot offload from here: %w; run as root (CAP_NET_ADMIN and CAP_BPF), see spillway doctor", err)
+		return nil, fmt.Errorf("cannot offload from here: %w; %s", err, rightsHint)
 	}
 	a.freezer = freezer
 	if a.start, err = tcprepair.NewStartWindow(); err != nil {
@@ -90,6 +98,13 @@ func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
 		}
 	}
 	return session.Guest(ctx, conn, session.Options{BusyPoll: a.poll, Ended: ended}, a.begin)
+}
+
+// warn logs what went wrong with a connection, if the limit allows a line now.
+func (a *Agent) warn(limit *loglimit.Limiter, text string, c *Conn, err error) {
+	if skipped, ok := limit.Allow(); ok {
+		a.log.Warn(text, "client", c.remote, "error", err, "not_logged", skipped)
+	}
 }
 
 // Stats returns the live counters.

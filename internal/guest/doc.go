@@ -14,6 +14,7 @@
 // Lock order: Conn.flushing, then Conn.writing, then Conn.mu, then Agent.mu. Frames are written under Conn.mu, so that their order on the channel is the
 // order of the events; the goroutine that reads the channel takes Conn.mu but never waits for the host.
 //
-// Needs CAP_NET_ADMIN, CAP_BPF and CAP_NET_RAW (or root) in the guest, and what package tcprepair needs of the kernel. Without them, and without a
-// host, everything is served locally.
+// Needs CAP_NET_ADMIN, CAP_BPF and CAP_NET_RAW (or root) in the guest, and what package tcprepair needs of the kernel: without them [NewAgent]
+// fails and says so, unless the mode is Off, so that a server that was meant to offload does not quietly do without. Whether there is a host is another
+// matter: without one everything is served locally, until there is.
 package guest

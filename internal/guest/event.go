@@ -74,7 +74,7 @@ func (c *Conn) granted() error {
 	}
 	switch {
 	case err != nil:
-		c.agent.log.Warn("a byte of the client's was lost in the handover; resetting the connection", "client", c.remote, "error", err)
+		c.agent.warn(&c.agent.handovers, "a byte of the client's was lost in the handover; resetting the connection", c, err)
 		c.sayAbort()
 	case c.failed != nil: // the server gave up meanwhile
 		c.sayAbort()
@@ -197,7 +197,7 @@ func (c *Conn) handback(payload []byte) error {
 		return nil
 	})
 	if err != nil {
-		c.agent.log.Warn("could not take a connection back; it stays on the host", "client", c.remote, "error", err)
+		c.agent.warn(&c.agent.handbacks, "could not take a connection back; it stays on the host", c, err)
 	}
 	if c.end.Phase() != lease.Returning {
 		c.kept = true
@@ -225,7 +225,7 @@ func (c *Conn) late(p []byte) error {
 
 // breakDown ends a connection that could not be taken back after all.
 func (c *Conn) breakDown(text string, err error) {
-	c.agent.log.Warn("handback: "+text+"; resetting the connection", "client", c.remote, "error", err)
+	c.agent.warn(&c.agent.handbacks, "handback: "+text+"; resetting the connection", c, err)
 	c.link.delist(c.id, c)
 	c.over(err)
 }

@@ -40,7 +40,7 @@ func (c *Conn) sendFile(send wire.Send) (int64, error) {
 		}
 		c.refuse(reason)
 		if reason == wire.ReasonKernel {
-			c.agent.log.Warn("handover failed; serving locally", "client", c.remote, "error", err)
+			c.agent.warn(&c.agent.handovers, "handover failed; serving locally", c, err)
 		}
 		if wasLocal {
 			c.turn.answered(c.agent.costs, send.Count, locally, true)
@@ -172,7 +172,7 @@ func (c *Conn) fail(err error) {
 
 // awaitSent waits for the end of the SEND under way. c.writing is held.
 func (c *Conn) awaitSent(send wire.Send) (int64, error) {
-	r, err := c.result()
+	r, err := c.result(send.Count)
 	if err != nil {
 		return 0, err
 	}
@@ -193,7 +193,11 @@ func (c *Conn) awaitSent(send wire.Send) (int64, error) {
 
 // result waits for what becomes of the SEND under way. It gives up when the server closes the connection or its write deadline passes; no other
 // SEND can begin then (settle), so a result that comes later is taken by nobody.
-func (c *Conn) result() (result, error) {
+// pollCount is up to which size, in bytes, the end of a SEND is polled for. A larger file keeps host and client busy, who can use the CPU, and its client has
+// still to read when SENT comes, so nobody waits for this side to wake up.
+const pollCount = 128 << 10
+
+func (c *Conn) result(count int64) (result, error) {
 	for {
 		c.mu.Lock()
 		closed := c.closed
@@ -207,7 +211,9 @@ func (c *Conn) result() (result, error) {
 			c.takeHead()
 			return result{}, c.opError("write", net.ErrClosed)
 		}
-		c.poll(&c.agent.expects.results, func() bool { return len(c.results) > 0 })
+		if count <= pollCount {
+			c.poll(&c.agent.expects.results, func() bool { return len(c.results) > 0 })
+		}
 		select {
 		case r := <-c.results:
 			return r, nil

@@ -39,6 +39,7 @@ func (d *Daemon) AdminHandler() http.Handler {
 		}
 		answerJSON(w, map[string]int{"leases": leases})
 	})
+	d.serveCaches(mux)
 	return mux
 }
 
@@ -78,7 +79,7 @@ func (d *Daemon) serveOperators() (*operators, error) {
 		o.serve(l, d.metricsHandler())
 	}
 	if d.cfg.Admin != "" {
-		l, err := channel.ListenSocketFile(d.cfg.Admin, adminMode)
+		l, err := channel.ListenSocketFile(d.cfg.Admin, adminMode, channel.NoGroup)
 		if err != nil {
 			o.close()
 			return nil, fmt.Errorf("admin socket %s: %w; another daemon needs another one, see admin in the configuration", d.cfg.Admin, err)

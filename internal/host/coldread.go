@@ -1,10 +1,6 @@
 package host
 
-import (
-	"golang.org/x/sys/unix"
-
-	"spillway/internal/share"
-)
+import "golang.org/x/sys/unix"
 
 // Limits of reads from the disk. sendfile(2) reads what is not in the page cache itself, and keeps a thread of this process waiting for the disk. A thousand
 // clients of a slow disk would be a thousand threads, and the runtime ends a process with ten thousand.
@@ -23,7 +19,7 @@ func newColdReader() coldReader { return make(coldReader, coldReads) }
 
 // prepare makes sure that a sendfile of up to count bytes from offset on does not wait for the disk for long, and returns how many bytes that is true of. It
 // waits for its turn if need be, so the caller holds no lock.
-func (r coldReader) prepare(f *share.File, offset, count int64) int64 {
+func (r coldReader) prepare(f file, offset, count int64) int64 {
 	if inMemory(f.Fd(), offset, count) {
 		return count
 	}

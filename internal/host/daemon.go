@@ -13,6 +13,7 @@ import (
 
 	"spillway/internal/channel"
 	"spillway/internal/config"
+	"spillway/internal/loglimit"
 	"spillway/internal/redirect"
 	"spillway/internal/share"
 	"spillway/internal/tcprepair"
@@ -27,11 +28,12 @@ type Daemon struct {
 	env    environment
 	log    *slog.Logger
 	kernel kernel
-	shares map[string]*share.Share
+	shares map[string]files
 	vms    []*vm
 
 	started  time.Time
-	buffers  sync.Pool // of *buffer
+	ready    chan struct{} // closed when the daemon serves
+	buffers  sync.Pool     // of *buffer
 	cold     coldReader
 	running  sync.WaitGroup // goroutines of leases and desks
 	active   atomic.Int64   // leases whose sender runs
@@ -65,16 +67,16 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 	if err := env.do(func() error { return foreignAddresses(cfg.VMs) }); err != nil {
 		return nil, err
 	}
-	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]*share.Share), started: time.Now()}
+	d := &Daemon{cfg: cfg, env: env, log: logger, shares: make(map[string]files), started: time.Now(), ready: make(chan struct{})}
 	d.buffers.New = func() any { return new(buffer) }
 	d.cold = newColdReader()
-	files := 0
+	maxFiles := 0
 	for _, v := range cfg.VMs {
-		files += v.MaxOpenFiles
+		maxFiles += v.MaxOpenFiles
 	}
 	for _, s := range cfg.Shares {
 		// Twice, so that a VM that uses all that it may does not keep the others from their files, and idle ones stay open.
-		opened, err := share.Open(s.Name, s.Path, share.Options{MaxOpenFiles: max(2*files, share.DefaultMaxOpenFiles)})
+		opened, err := openFiles(s, max(2*maxFiles, share.DefaultMaxOpenFiles), logger)
 		if err != nil {
 			d.Close()
 			return nil, err
@@ -90,6 +92,16 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 		d.vms = append(d.vms, v)
 	}
 	return d, nil
+}
+
+// shareConfig is the configuration of a share.
+func (d *Daemon) shareConfig(name string) (c config.HostShare) {
+	for _, s := range d.cfg.Shares {
+		if s.Name == name {
+			c = s
+		}
+	}
+	return c
 }
 
 // foreignAddresses checks that no VM's address is one of this machine: the host's own connections would be the VM's to claim.
@@ -118,6 +130,9 @@ func (d *Daemon) Close() {
 		s.Close()
 	}
 }
+
+// Ready is closed when Run has come so far that it serves.
+func (d *Daemon) Ready() <-chan struct{} { return d.ready }
 
 // Run installs the redirect, listens at the channels of all VMs and serves until ctx is done. Then it drains: it tells the guests, gives the
 // connections back that can be, waits for the others up to the drain timeout, and closes what remains. When it returns, nothing is left
@@ -209,7 +224,7 @@ func (d *Daemon) closeKernel() {
 type vmListener struct {
 	vm       *vm
 	listener channel.Listener
-	begins   *limiter // so that what happens at one channel keeps no beginning at another one from the log
+	begins   *loglimit.Limiter // so that what happens at one channel keeps no beginning at another one from the log
 }
 
 func (l vmListener) serve(ctx context.Context, conn channel.Conn) error {
@@ -221,14 +236,14 @@ func (d *Daemon) listen() ([]vmListener, error) {
 	var all []vmListener
 	for _, v := range d.vms {
 		for _, a := range v.channels {
-			l, err := channel.Listen(a)
+			l, err := channel.Listen(a, v.gid)
 			if err != nil {
 				for _, open := range all {
 					err = errors.Join(err, open.listener.Close())
 				}
 				return nil, fmt.Errorf("VM %s: %w", v.name, err)
 			}
-			all = append(all, vmListener{v, l, new(limiter)})
+			all = append(all, vmListener{v, l, new(loglimit.Limiter)})
 		}
 	}
 	return all, nil
@@ -248,6 +263,7 @@ func (d *Daemon) serve(ctx context.Context, listeners []vmListener) {
 	swept, stopSweeper := context.WithCancel(serving)
 	sweeper.Go(func() { d.sweep(swept) })
 	d.log.Info("host daemon serves", "vms", len(d.vms), "channels", len(listeners))
+	close(d.ready)
 
 	<-ctx.Done()
 	d.drain()

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -27,15 +28,21 @@ type entry struct {
 type desk struct {
 	handler *handler
 
+	ctx  context.Context // ends with the session: of waits for an origin
+	stop context.CancelFunc
+
 	mu      sync.Mutex
 	work    sync.Cond
+	workers int // more than deskWorkers while some wait for an origin
+	idle    int // of these, how many have nothing to do
 	entries []entry
 	waiting int // STATs and READs among them
 	closed  bool
 }
 
 func newDesk(h *handler) *desk {
-	d := &desk{handler: h}
+	d := &desk{handler: h, workers: deskWorkers}
+	d.ctx, d.stop = context.WithCancel(context.Background())
 	d.work.L = &d.mu
 	for range deskWorkers {
 		h.vm.daemon.running.Go(d.run)
@@ -83,6 +90,11 @@ func (d *desk) add(e entry) error {
 		}
 	}
 	d.entries = append(d.entries, e)
+	// A worker for each request that waits: an origin that is slow must not hold up what is here.
+	if len(d.entries) > d.idle && d.workers < maxRequests && !d.closed {
+		d.workers++
+		d.handler.vm.daemon.running.Go(d.run)
+	}
 	d.work.Signal()
 	return nil
 }
@@ -92,6 +104,7 @@ func (d *desk) close() {
 	d.closed = true
 	d.entries = nil
 	d.mu.Unlock()
+	d.stop()
 	d.work.Broadcast()
 }
 
@@ -115,10 +128,13 @@ func (d *desk) next() (entry, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for len(d.entries) == 0 {
-		if d.closed {
+		if d.closed || d.workers > deskWorkers {
+			d.workers--
 			return entry{}, false
 		}
+		d.idle++
 		d.work.Wait()
+		d.idle--
 	}
 	e := d.entries[0]
 	d.entries = d.entries[1:]
@@ -128,6 +144,8 @@ func (d *desk) next() (entry, bool) {
 // answer writes the answer to e. That the session is over meanwhile need not be known here.
 func (d *desk) answer(e entry) {
 	h := d.handler
+	ctx, cancel := h.vm.patience(d.ctx, e.read.File.Share)
+	defer cancel()
 	switch e.kind {
 	case wire.TypeDrain:
 		_ = send(h, 0, 0, wire.Drain{})
@@ -136,7 +154,7 @@ func (d *desk) answer(e entry) {
 	case wire.TypeStat:
 		m := wire.Attr{Reason: e.reason}
 		if m.Reason == wire.ReasonOK {
-			m.Size, m.MTime, m.Reason = h.vm.stat(e.read.File)
+			m.Size, m.MTime, m.Reason = h.vm.stat(ctx, e.read.File)
 		}
 		count(&h.vm.counters.failed, m.Reason)
 		_ = send(h, e.id, 0, m)
@@ -145,19 +163,22 @@ func (d *desk) answer(e entry) {
 		buf := h.vm.daemon.buffers.Get().(*buffer)
 		defer h.vm.daemon.buffers.Put(buf)
 		if m.Reason == wire.ReasonOK {
-			m.Data, m.Reason = h.vm.read(e.read, buf[:])
+			m.Data, m.Reason = h.vm.read(ctx, e.read, buf[:])
 		}
 		count(&h.vm.counters.failed, m.Reason)
 		_ = send(h, e.id, 0, m)
 	}
 }
 
-func (v *vm) stat(ref wire.FileRef) (size, mtimeNs int64, reason wire.Reason) {
-	s := v.shares[ref.Share]
-	if s == nil {
+func (v *vm) stat(ctx context.Context, ref wire.FileRef) (size, mtimeNs int64, reason wire.Reason) {
+	s, ok := v.shares[ref.Share]
+	if !ok {
 		return 0, 0, wire.ReasonShareUnknown
 	}
-	size, mtimeNs, err := s.Stat(ref.Path)
+	if !s.may(ref.Path) {
+		return 0, 0, wire.ReasonLimit
+	}
+	size, mtimeNs, err := s.Stat(ctx, ref.Path)
 	if err != nil {
 		return 0, 0, v.fileReason(err)
 	}
@@ -165,13 +186,13 @@ func (v *vm) stat(ref wire.FileRef) (size, mtimeNs int64, reason wire.Reason) {
 }
 
 // read returns the bytes of a READ, in buf.
-func (v *vm) read(m wire.Read, buf []byte) ([]byte, wire.Reason) {
-	f, reason := v.acquire(m.File)
+func (v *vm) read(ctx context.Context, m wire.Read, buf []byte) ([]byte, wire.Reason) {
+	f, reason := v.acquire(ctx, m.File, m.Offset)
 	if reason != wire.ReasonOK {
 		return nil, reason
 	}
 	defer v.release(f, m.File)
-	n, err := f.ReadAt(buf[:m.Count], m.Offset) // m.Count is at most wire.MaxRead
+	n, err := v.shares[m.File.Share].ReadAt(ctx, f, buf[:m.Count], m.Offset) // m.Count is at most wire.MaxRead
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, v.fileReason(err)
 	}

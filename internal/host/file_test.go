@@ -86,7 +86,7 @@ func TestChangedWhileQueued(t *testing.T) {
 			})
 		}
 		o := &order{file: r.ref("part"), count: int64(len(content))}
-		f, reason := r.daemon.vms[0].acquire(o.file)
+		f, reason := r.daemon.vms[0].acquire(t.Context(), o.file, 0)
 		if reason != wire.ReasonOK {
 			t.Fatal(reason)
 		}

@@ -224,7 +224,7 @@ func (l *leaseConn) lateFrames(p []byte, end bool) (frames []byte) {
 }
 
 func (l *leaseConn) complainOnce(text string, err error) {
-	if skipped, ok := l.vm.complain.allow(); ok {
+	if skipped, ok := l.vm.complain.Allow(); ok {
 		l.vm.log.Warn(text, "lease", l.id, "client", l.state.Remote, "error", err, "not_logged", skipped)
 	}
 }

@@ -84,7 +84,7 @@ func (h *handler) handover(id uint32, payload []byte) error {
 	case h.vm.daemon.draining.Load():
 		return h.refuse(id, wire.ReasonDraining)
 	case !h.vm.addresses[m.State.Local.Addr()]:
-		if skipped, ok := h.vm.complain.allow(); ok {
+		if skipped, ok := h.vm.complain.Allow(); ok {
 			h.vm.log.Warn("handover refused: the local address is not one of the VM's; add it to the VM's addresses if it is",
 				"local", m.State.Local, "not_logged", skipped)
 		}
@@ -93,7 +93,7 @@ func (h *handler) handover(id uint32, payload []byte) error {
 		return h.refuse(id, wire.ReasonPath)
 	}
 	if err := h.vm.daemon.sees(m.State.Local.Addr(), m.State.Remote.Addr()); err != nil {
-		if skipped, ok := h.vm.complain.allow(); ok {
+		if skipped, ok := h.vm.complain.Allow(); ok {
 			h.vm.log.Warn("handover refused", "error", err, "not_logged", skipped)
 		}
 		return h.refuse(id, wire.ReasonPath)

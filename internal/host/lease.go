@@ -70,6 +70,7 @@ type leaseConn struct {
 	allowed   int         // DATA bytes that the guest may still send
 	taken     uint64      // DATA bytes that the guest has sent
 	sending   bool        // a SEND is under way: the guest has no answer yet
+	stopWait  func()      // ends the sender's wait for an origin; nil: it does not wait
 	inFile    bool        // its file is being sent: a recall may interrupt it
 	ended     bool        // END or CLOSE has come: no more DATA and SEND
 	closing   bool        // CLOSE has come
@@ -218,6 +219,9 @@ func (l *leaseConn) finishNow(reason wire.Reason) {
 	l.over = reason
 	if l.live {
 		l.socket.interruptWrite()
+	}
+	if l.stopWait != nil {
+		l.stopWait()
 	}
 	l.work.Signal()
 }

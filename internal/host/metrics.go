@@ -94,6 +94,10 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range shareValues {
 		out <- m.desc
 	}
+	for _, m := range cacheValues {
+		out <- m.desc
+	}
+	out <- originDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -119,6 +123,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			out <- durations[i].Metric(stepDesc, s.Name, name)
 		}
 	}
+	c.collectCaches(out)
 	for i := range status.Shares {
 		s := &status.Shares[i]
 		for _, m := range shareValues {

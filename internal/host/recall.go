@@ -34,6 +34,9 @@ func (l *leaseConn) callBack() {
 	if l.inFile && l.live {
 		l.socket.interruptWrite()
 	}
+	if l.stopWait != nil {
+		l.stopWait()
+	}
 	l.work.Signal()
 }
 

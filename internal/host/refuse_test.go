@@ -315,6 +315,7 @@ func TestNewRefuses(t *testing.T) {
 			c.VMs[0].Addresses = append(c.VMs[0].Addresses, netip.MustParseAddr(testkit.Host4))
 		}, "VM one: 10.78.0.1 is an address of this host"},
 		"no directory": {func(c *config.Host) { c.Shares[1].Path = "/nonexistent" }, "/nonexistent"},
+		"no group":     {func(c *config.Host) { c.VMs[1].Group = "no-such-group" }, "VM two: its group: group: unknown group no-such-group; use"},
 		"bad channel":  {func(c *config.Host) { c.VMs[1].Channels = []string{"vsock:x"} }, "vsock:x"},
 		"invalid":      {func(c *config.Host) { c.VMs = nil }, "vm"},
 	} {

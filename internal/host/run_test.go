@@ -6,11 +6,26 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"spillway/internal/redirect"
 	"spillway/internal/wire"
 )
+
+// TestGroup: a VM's group may connect to its channels, and to no other's.
+func TestGroup(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.cfg.VMs[0].Group, r.cfg.VMs[1].Group = "65534", "root" })
+	for i, want := range []uint32{65534, 0} {
+		info, err := os.Stat(strings.TrimPrefix(r.cfg.VMs[i].Channels[0], "unix:"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if gid := info.Sys().(*syscall.Stat_t).Gid; gid != want || info.Mode().Perm() != 0o660 {
+			t.Errorf("VM %s: the socket's group is %d, its mode %v; want %d and 0660", r.cfg.VMs[i].Name, gid, info.Mode(), want)
+		}
+	}
+}
 
 // TestRunFails: a daemon that cannot start leaves nothing, and the one that runs alone.
 func TestRunFails(t *testing.T) {

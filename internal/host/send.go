@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"os"
 	"time"
@@ -8,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spillway/internal/lease"
-	"spillway/internal/share"
 	"spillway/internal/wire"
 )
 
@@ -22,11 +22,19 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 	if l.broken != wire.ReasonOK {
 		return l.answerSend(l.broken, 0, true)
 	}
-	f, reason := l.vm.acquire(o.file)
+	ctx, cancel := l.vm.patience(context.Background(), o.file.Share)
+	defer cancel()
+	f, reason := l.vm.acquire(ctx, o.file, o.offset)
 	if reason != wire.ReasonOK {
 		return l.answerSend(reason, 0, false)
 	}
 	defer l.vm.release(f, o.file)
+	if c := partial(f); c != nil && o.count > 0 {
+		// Before the header: what cannot be had at all has not begun to be sent.
+		if _, err := l.awaitBytes(c, o.offset); err != nil && !errors.Is(err, context.Canceled) {
+			return l.answerSend(l.vm.fileReason(err), 0, false)
+		}
+	}
 
 	began := time.Now()
 	sent, failure, over := l.sendBody(o, f)
@@ -48,7 +56,7 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 
 // complete ends a SEND of which all bytes are in the socket. If the file was changed meanwhile, they are not those of one version, and the
 // client must not take them for a whole response: a RST discards what it has not got yet.
-func (l *leaseConn) complete(f *share.File, o *order) wire.Reason {
+func (l *leaseConn) complete(f file, o *order) wire.Reason {
 	if unchanged(f, &o.file) {
 		if o.giveBack {
 			l.callBackSoon()
@@ -68,7 +76,7 @@ func (l *leaseConn) complete(f *share.File, o *order) wire.Reason {
 
 // sendBody sends the header and the range. It returns how many bytes of the file were sent, and either why the file could not be sent, or why
 // the lease is over.
-func (l *leaseConn) sendBody(o *order, f *share.File) (sent int64, failure, over wire.Reason) {
+func (l *leaseConn) sendBody(o *order, f file) (sent int64, failure, over wire.Reason) {
 	more := 0
 	if o.count > 0 {
 		more = unix.MSG_MORE
@@ -80,7 +88,7 @@ func (l *leaseConn) sendBody(o *order, f *share.File) (sent int64, failure, over
 }
 
 // sendFile sends the order's range, or as much of it as there is time for before the connection is wanted back.
-func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over wire.Reason) {
+func (l *leaseConn) sendFile(f file, o *order) (sent int64, failure, over wire.Reason) {
 	offset, before := o.offset, l.socket.written.Load()
 	l.enterFile(true)
 	defer l.enterFile(false)
@@ -94,7 +102,23 @@ func (l *leaseConn) sendFile(f *share.File, o *order) (sent int64, failure, over
 		if sent > 0 && !unchanged(f, &o.file) {
 			return sent, wire.ReasonChanged, wire.ReasonOK
 		}
-		chunk := l.vm.daemon.cold.prepare(f, offset, min(o.count-sent, sendfileChunk))
+		chunk := min(o.count-sent, sendfileChunk)
+		if c := partial(f); c != nil {
+			n, err := l.awaitBytes(c, offset)
+			switch {
+			case errors.Is(err, context.Canceled):
+				if over := l.overNow(); over != wire.ReasonOK {
+					return sent, wire.ReasonOK, over
+				}
+				continue // wanted back
+			case err != nil:
+				return sent, l.vm.fileReason(err), wire.ReasonOK
+			case n == 0:
+				return sent, wire.ReasonTruncated, wire.ReasonOK
+			}
+			chunk = min(chunk, n)
+		}
+		chunk = l.vm.daemon.cold.prepare(f, offset, chunk)
 		n, reason, err := l.sendChunk(f, &offset, chunk)
 		sent += n
 		if reason != wire.ReasonOK {
@@ -122,15 +146,25 @@ func (l *leaseConn) enterFile(in bool) {
 	}
 }
 
-// unchanged checks a file again that was acquired some time ago.
-func unchanged(f *share.File, ref *wire.FileRef) bool {
+// overNow tells why the lease is to end at once, if it is.
+func (l *leaseConn) overNow() wire.Reason {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
+}
+
+// unchanged checks a file again that was acquired some time ago. What a cache has written but not completed, nobody else knows.
+func unchanged(f file, ref *wire.FileRef) bool {
+	if partial(f) != nil {
+		return true
+	}
 	var st unix.Stat_t
 	err := unix.Fstat(f.Fd(), &st)
 	return err == nil && st.Size == ref.Size && st.Mtim.Nano() == ref.MTime
 }
 
 // sendChunk sends up to count bytes, fewer after it had to wait for the client. An error is one of the client's socket.
-func (l *leaseConn) sendChunk(f *share.File, offset *int64, count int64) (sent int64, failure wire.Reason, err error) {
+func (l *leaseConn) sendChunk(f file, offset *int64, count int64) (sent int64, failure wire.Reason, err error) {
 	var socketErr error
 	err = l.socket.raw.Write(func(fd uintptr) bool {
 		for {

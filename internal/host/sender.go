@@ -71,7 +71,7 @@ func (l *leaseConn) accept() bool {
 	switch {
 	case !granted:
 		_ = l.socket.Close() // silent, and mostly there is none
-		if skipped, ok := l.vm.complain.allow(); ok {
+		if skipped, ok := l.vm.complain.Allow(); ok {
 			l.vm.log.Warn("handover refused", "client", l.state.Remote, "error", err, "not_logged", skipped)
 		}
 	case err != nil:
@@ -171,7 +171,7 @@ func (l *leaseConn) writeEnd(err error) wire.Reason {
 	}
 	reason := clientReason(err)
 	if reason == wire.ReasonKernel {
-		if skipped, ok := l.vm.complain.allow(); ok {
+		if skipped, ok := l.vm.complain.Allow(); ok {
 			l.vm.log.Warn("write to a client failed", "lease", l.id, "client", l.state.Remote, "error", err, "not_logged", skipped)
 		}
 	}

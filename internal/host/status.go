@@ -2,6 +2,8 @@ package host
 
 import (
 	"time"
+
+	"spillway/internal/cache"
 )
 
 // Status is what the daemon knows of itself. Its JSON form is an interface for scripts: fields are added, never renamed.
@@ -42,6 +44,8 @@ type ShareStatus struct {
 	IdleFiles int    `json:"idle_files"`
 	Opens     uint64 `json:"opens_total"`
 	Reuses    uint64 `json:"reuses_total"`
+
+	Cache *cache.Stats `json:"cache,omitempty"` // of a share of kind cache
 }
 
 // Status returns the present state.
@@ -51,8 +55,13 @@ func (d *Daemon) Status() Status {
 		s.VMs = append(s.VMs, v.status())
 	}
 	for _, c := range d.cfg.Shares {
-		st := d.shares[c.Name].Stats()
-		s.Shares = append(s.Shares, ShareStatus{Name: c.Name, OpenFiles: st.Open, IdleFiles: st.Idle, Opens: st.Opens, Reuses: st.Reuses})
+		st := d.shares[c.Name].stats()
+		status := ShareStatus{Name: c.Name, OpenFiles: st.Open, IdleFiles: st.Idle, Opens: st.Opens, Reuses: st.Reuses}
+		if f, ok := d.shares[c.Name].(cacheFiles); ok {
+			kept := f.Stats()
+			status.Cache = &kept
+		}
+		s.Shares = append(s.Shares, status)
 	}
 	return s
 }

@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os/user"
+	"strconv"
 	"sync"
-	"time"
 
 	"spillway/internal/channel"
 	"spillway/internal/config"
+	"spillway/internal/loglimit"
 	"spillway/internal/session"
-	"spillway/internal/share"
 	"spillway/internal/wire"
 )
 
@@ -25,13 +26,14 @@ type vm struct {
 	log       *slog.Logger
 	name      string
 	channels  []channel.Address
+	gid       int // the group of the channels' sockets, or channel.NoGroup
 	addresses map[netip.Addr]bool
-	shares    map[string]*share.Share
+	shares    map[string]vmShare
 	maxLeases int
 	maxFiles  int
 	mark      uint32 // SO_MARK of its clients' sockets; 0: none
 	counters  counters
-	complain  limiter // for what a guest can cause at will
+	complain  loglimit.Limiter // for what a guest can cause at will
 	blind     blindness
 	expects   expectations
 
@@ -48,13 +50,17 @@ type expectations struct {
 	handovers session.Expectation // of a connection that was just given back with the client's request
 }
 
-func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error) {
+func newVM(d *Daemon, cfg config.VM, shares map[string]files) (*vm, error) {
 	v := &vm{
 		daemon: d, name: cfg.Name, log: d.log.With("vm", cfg.Name),
-		addresses: make(map[netip.Addr]bool), shares: make(map[string]*share.Share),
+		addresses: make(map[netip.Addr]bool), shares: make(map[string]vmShare),
 		maxLeases: cfg.MaxLeases, maxFiles: cfg.MaxOpenFiles, mark: cfg.Mark,
 		files:  make(map[wire.FileRef]int),
 		leases: make(map[*leaseConn]struct{}), handlers: make(map[*handler]struct{}),
+	}
+	var err error
+	if v.gid, err = groupID(cfg.Group); err != nil {
+		return nil, fmt.Errorf("VM %s: %w", cfg.Name, err)
 	}
 	for _, s := range cfg.Channels {
 		a, err := channel.ParseAddress(s)
@@ -67,14 +73,29 @@ func newVM(d *Daemon, cfg config.VM, shares map[string]*share.Share) (*vm, error
 		v.addresses[a] = true
 	}
 	for _, name := range cfg.Shares {
-		v.shares[name] = shares[name]
+		v.shares[name] = newVMShare(shares[name], d.shareConfig(name).Cache)
 	}
 	return v, nil
 }
 
+// groupID is the number of a group that is named or numbered in the configuration.
+func groupID(group string) (int, error) {
+	if group == "" {
+		return channel.NoGroup, nil
+	}
+	if gid, err := strconv.ParseUint(group, 10, 31); err == nil {
+		return int(gid), nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, fmt.Errorf("its group: %w; use the one that QEMU runs with (`ps -o group= -C qemu-system-x86_64`), or its number", err)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
 // serve speaks with the guest over one connection of a channel until it fails or ctx is done. begins is the channel's limiter for the
 // beginnings of sessions.
-func (v *vm) serve(ctx context.Context, conn channel.Conn, begins *limiter) error {
+func (v *vm) serve(ctx context.Context, conn channel.Conn, begins *loglimit.Limiter) error {
 	hello := wire.Hello{Window: window, MaxLeases: uint32(v.maxLeases)}
 	opts := session.Options{
 		Silent:   v.daemon.cfg.Limits.SessionTimeout.Value(),
@@ -84,7 +105,7 @@ func (v *vm) serve(ctx context.Context, conn channel.Conn, begins *limiter) erro
 	return session.Host(ctx, conn, hello, opts, func(s *session.Session) session.Handler {
 		h := newHandler(v, s)
 		// A guest can begin sessions as fast as it likes.
-		if skipped, ok := begins.allow(); ok {
+		if skipped, ok := begins.Allow(); ok {
 			v.log.Info("session begins", "session", fmt.Sprintf("%08x", s.ID), "not_logged", skipped)
 		}
 		return h
@@ -96,7 +117,7 @@ func (v *vm) tellEnd(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return // the daemon stops or a newer connection has come: both are logged, and err is only how the session was interrupted
 	}
-	if skipped, ok := v.complain.allow(); ok {
+	if skipped, ok := v.complain.Allow(); ok {
 		v.log.Info("session ended", "error", err, "not_logged", skipped)
 	}
 }
@@ -154,15 +175,16 @@ func (v *vm) eachHandler(f func(*handler)) int {
 }
 
 // acquire opens a file that the guest means. The caller calls release when it has got one.
-func (v *vm) acquire(ref wire.FileRef) (*share.File, wire.Reason) {
-	s := v.shares[ref.Share]
-	if s == nil {
+// ctx bounds the wait for an origin, offset is where the file will be read from.
+func (v *vm) acquire(ctx context.Context, ref wire.FileRef, offset int64) (file, wire.Reason) {
+	s, ok := v.shares[ref.Share]
+	if !ok {
 		return nil, wire.ReasonShareUnknown
 	}
-	if !v.useFile(ref) {
+	if !s.may(ref.Path) || !v.useFile(ref) {
 		return nil, wire.ReasonLimit
 	}
-	f, err := s.Acquire(ref)
+	f, err := s.Acquire(ctx, ref, offset)
 	if err != nil {
 		v.disuseFile(ref)
 		return nil, v.fileReason(err)
@@ -170,7 +192,7 @@ func (v *vm) acquire(ref wire.FileRef) (*share.File, wire.Reason) {
 	return f, wire.ReasonOK
 }
 
-func (v *vm) release(f *share.File, ref wire.FileRef) {
+func (v *vm) release(f file, ref wire.FileRef) {
 	f.Release()
 	v.disuseFile(ref)
 }
@@ -199,29 +221,9 @@ func (v *vm) disuseFile(ref wire.FileRef) {
 func (v *vm) fileReason(err error) wire.Reason {
 	reason := reasonOf(err)
 	if reason == wire.ReasonKernel {
-		if skipped, ok := v.complain.allow(); ok {
+		if skipped, ok := v.complain.Allow(); ok {
 			v.log.Warn("a shared file could not be used", "error", err, "not_logged", skipped)
 		}
 	}
 	return reason
-}
-
-// limiter lets a log line pass once a second.
-type limiter struct {
-	mu      sync.Mutex
-	last    time.Time
-	skipped int
-}
-
-// allow tells whether to log now, and how many lines were left out since the last one.
-func (l *limiter) allow() (skipped int, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := time.Now()
-	if now.Sub(l.last) < time.Second {
-		l.skipped++
-		return 0, false
-	}
-	skipped, l.skipped, l.last = l.skipped, 0, now
-	return skipped, true
 }

@@ -13,7 +13,10 @@
 // Needs root. The daemons never import it.
 package lab
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Addresses, the same in every lab: each has its own namespaces.
 var (
@@ -56,17 +59,46 @@ const (
 	VM        Arm = "vm"        // the same server in the guest, reading the share
 	Offload   Arm = "offload"   // the seed's way: the connection is handed over and back for each response
 	Lease     Arm = "lease"     // the connection stays on the host
+
+	// VMCold is VM, whose requests find no cache in the guest (DropCaches before each).
+	VMCold Arm = "vm-cold"
+	// VMTmpfs is VM, with a copy of the files in the guest's memory. Only a lab that was made with Options.InMemory has it.
+	VMTmpfs Arm = "vm-tmpfs"
 )
 
 // Arms in the order of the tables.
 func Arms() []Arm { return []Arm{Baremetal, VM, Offload, Lease} }
+
+// AllArms are Arms, and those that a lab has for comparison.
+func AllArms() []Arm {
+	return []Arm{Baremetal, VM, VMCold, VMTmpfs, Offload, Lease, NginxHost, NginxVM}
+}
+
+// guestServers are the arms whose server is ours and in the guest.
+func (o Options) guestServers() []Arm {
+	return slices.DeleteFunc(o.servers(), func(a Arm) bool { return a == Baremetal || a.IsPeer() })
+}
+
+// servers are the arms of a lab that have a server of their own.
+func (o Options) servers() []Arm {
+	arms := Arms()
+	if o.InMemory {
+		arms = append(arms, VMTmpfs)
+	}
+	if o.Peers {
+		arms = append(arms, NginxHost, NginxVM)
+	}
+	return arms
+}
 
 // offloads tells whether an arm uses the host daemon.
 func (a Arm) offloads() bool { return a == Offload || a == Lease }
 
 // Ports of an arm's server.
 func (a Arm) port() uint16 {
-	return map[Arm]uint16{Baremetal: 8080, VM: 8080, Offload: 8081, Lease: 8082, NginxHost: 8083, NginxVM: 8083}[a]
+	return map[Arm]uint16{
+		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084,
+	}[a]
 }
 
 func (a Arm) adminPort() uint16 { return a.port() + 1000 }

@@ -2,12 +2,12 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -19,8 +19,11 @@ import (
 // ErrNoLab is matched by Down's error when there is no lab of that name.
 var ErrNoLab = errors.New("no such lab")
 
-// Down removes a lab that an earlier process made, whatever is left of it.
-func Down(ctx context.Context, name string) error {
+// roles are the namespaces that a lab may have.
+var roles = []string{"client", "host", "guest"}
+
+// Down removes a lab that an earlier process made, whatever is left of it. say is told each thing that was found and removed.
+func Down(ctx context.Context, name string, say func(string)) error {
 	if !validName.MatchString(name) {
 		return fmt.Errorf("%w: %q is not a lab's name", ErrNoLab, name)
 	}
@@ -28,59 +31,127 @@ func Down(ctx context.Context, name string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w: %s", ErrNoLab, name)
 	}
+	return errors.Join(down(ctx, name, dir, say), removeRoot(ctx, StateRoot))
+}
+
+// down removes the lab whose state is in dir.
+func down(ctx context.Context, name, dir string, say func(string)) error {
 	var errs []error
 	vm, err := qemu.Attach(ctx, qemu.Config{Name: namespaceName(name, vmName), RunDir: filepath.Join(dir, vmName)})
 	if vm != nil {
+		say(fmt.Sprintf("ending QEMU (pid %d)", vm.PID()))
 		errs = append(errs, vm.Stop(ctx))
 	} else if !errors.Is(err, qemu.ErrNotRunning) {
 		errs = append(errs, err)
 	}
-	errs = append(errs, stopProcesses(dir))
-	for _, role := range []string{"client", "host", "guest"} {
+	if s, err := readState(dir); err == nil {
+		errs = append(errs, stopDaemons(s, dir, say))
+	} else {
+		say(fmt.Sprintf("its state is lost (%v): looking for its processes by its namespaces and its directory", err))
+		errs = append(errs, stopStrays(name, dir, say))
+	}
+	for _, role := range roles {
+		file := netns.Path(namespaceName(name, role))
+		if _, err := os.Lstat(file); errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		say("removing namespace " + file)
 		errs = append(errs, netns.Delete(namespaceName(name, role)))
 	}
-	errs = append(errs, os.RemoveAll(dir))
-	_ = os.Remove(StateRoot) // succeeds when this was the last one
+	say("removing " + dir)
+	return errors.Join(append(errs, os.RemoveAll(dir))...)
+}
+
+// stopDaemons ends the daemons that a lab's state names, the host daemon last.
+func stopDaemons(s state, dir string, say func(string)) error {
+	var errs []error
+	for _, name := range []string{"baremetal", "vm", "offload", "lease", string(NginxHost), string(NginxVM), hostProcess, linkProcess} {
+		pid, ok := s.Processes[name]
+		if !ok || !isDaemon(pid, dir, s.Binary) {
+			continue
+		}
+		say(fmt.Sprintf("ending %s (pid %d)", name, pid))
+		errs = append(errs, stopPid(pid, func() bool { return isDaemon(pid, dir, s.Binary) }))
+	}
 	return errors.Join(errs...)
 }
 
-// stopProcesses ends the daemons that a lab's state names.
-func stopProcesses(dir string) error {
-	text, err := os.ReadFile(filepath.Join(dir, "lab.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // Up was killed before it started any
+// isDaemon tells whether a pid still means a daemon of the lab. nginx writes over its command line, but keeps its directory.
+func isDaemon(pid int, dir, binary string) bool {
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && (cwd == filepath.Join(dir, string(NginxHost)) || cwd == filepath.Join(dir, string(NginxVM))) {
+		return true
 	}
+	cmdline := commandLine(pid)
+	return strings.HasPrefix(cmdline, binary+"\x00") && (strings.Contains(cmdline, dir) || strings.Contains(cmdline, "\x00serve\x00"))
+}
+
+// stopStrays ends the processes of a lab whose state is lost: those in its namespaces, and QEMU and our own that were told of its directory. This
+// process and its ancestors, which may be a shell in one of the namespaces, go on.
+func stopStrays(name, dir string, say func(string)) error {
+	var spaces []os.FileInfo
+	for _, role := range roles {
+		if info, err := os.Stat(netns.Path(namespaceName(name, role))); err == nil {
+			spaces = append(spaces, info)
+		}
+	}
+	isStray := func(pid int) bool {
+		cmdline := commandLine(pid)
+		program, _, _ := strings.Cut(cmdline, "\x00")
+		program = filepath.Base(program)
+		if (program == "spillway" || strings.HasPrefix(program, "qemu-system-")) && strings.Contains(cmdline, dir+"/") {
+			return true // and not whoever reads its logs
+		}
+		own, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
+		return err == nil && slices.ContainsFunc(spaces, func(space os.FileInfo) bool { return os.SameFile(space, own) })
+	}
+	spared := ancestors()
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return err
 	}
-	var s state
-	if err := json.Unmarshal(text, &s); err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
-	}
 	var errs []error
-	for _, name := range []string{"baremetal", "vm", "offload", "lease", string(NginxHost), string(NginxVM), hostProcess, linkProcess} {
-		if pid, ok := s.Processes[name]; ok {
-			errs = append(errs, stopPid(name, pid, dir, s.Binary))
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || slices.Contains(spared, pid) || hasEnded(pid) || !isStray(pid) {
+			continue
 		}
+		say(fmt.Sprintf("ending pid %d: %s", pid, strings.ReplaceAll(strings.TrimRight(commandLine(pid), "\x00"), "\x00", " ")))
+		errs = append(errs, stopPid(pid, func() bool { return isStray(pid) }))
 	}
 	return errors.Join(errs...)
 }
 
-// stopPid ends a process that is no child of ours. A pid that means another program by now is left alone.
-func stopPid(name string, pid int, dir, binary string) error {
+// ancestors are this process, its parent, and so on.
+func ancestors() []int {
+	var pids []int
+	for pid := os.Getpid(); pid > 0; {
+		pids = append(pids, pid)
+		p, err := readProcess(pid)
+		if err != nil {
+			break
+		}
+		pid = p.parent
+	}
+	return pids
+}
+
+// commandLine of a process, its words separated by NUL; empty if it has ended.
+func commandLine(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
+// stopPid ends a process that is no child of ours. One that isOurs does not own up to by now, as the pid means another program, is left alone.
+func stopPid(pid int, isOurs func() bool) error {
 	p, err := os.FindProcess(pid) // a pidfd: from here on the pid cannot be reused under us
 	if err != nil {
 		return nil
 	}
 	defer p.Release()
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	ours := strings.HasPrefix(string(cmdline), binary+"\x00") &&
-		(strings.Contains(string(cmdline), dir) || strings.Contains(string(cmdline), "\x00serve\x00"))
-	if slices.Contains(Peers(), Arm(name)) {
-		cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-		ours = cwd == filepath.Join(dir, name)
-	}
-	if err != nil || !ours {
+	if !isOurs() {
 		return nil
 	}
 	for _, step := range []struct {
@@ -96,28 +167,11 @@ func stopPid(name string, pid int, dir, binary string) error {
 			}
 		}
 	}
-	return fmt.Errorf("%s (pid %d) does not end", name, pid)
+	return fmt.Errorf("pid %d does not end", pid)
 }
 
 // hasEnded tells that a process is gone, or dead and not yet collected by its parent, which we are not.
 func hasEnded(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	_, after, _ := strings.Cut(string(stat), ") ") // the state follows the command's name in parentheses, proc_pid_stat(5)
-	return strings.HasPrefix(after, "Z")
-}
-
-// List names the labs that exist.
-func List() ([]string, error) {
-	entries, err := os.ReadDir(StateRoot)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names, err
+	p, err := readProcess(pid)
+	return err != nil || p.dead
 }

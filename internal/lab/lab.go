@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"maps"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -28,9 +27,6 @@ const (
 	NetNS Kind = "netns" // a network namespace that stands for one
 )
 
-// StateRoot is where labs keep their state, each in a directory of its name.
-const StateRoot = "/run/spillway-lab"
-
 // Options of a lab.
 type Options struct {
 	Name      string // [a-z0-9-], at most 20 bytes
@@ -42,7 +38,9 @@ type Options struct {
 	Threshold config.Threshold // of the offloading arms
 	BusyPoll  *time.Duration   // of the offloading servers; nil: what suits the guest
 	CPUs      int              // of the guest, each with a channel of its own for each arm; default: 1
+	MaxLeases int              // that the guest may have; 0: the daemon's default
 	Link      Link             // between client and host
+	InMemory  bool             // there is an arm VMTmpfs; QEMU only
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process
@@ -58,6 +56,7 @@ type Lab struct {
 	Dir                 string // state, logs and sockets
 	Client, Host, Guest *netns.Namespace
 
+	owner   *owner // nil: the lab is up and meant to outlive this process
 	daemons map[string]*process
 	vm      *qemu.VM
 	control *guestinit.Control
@@ -67,7 +66,7 @@ var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,19}$`)
 
 // Up builds a lab. When it fails nothing is left of it but its logs, which the error quotes.
 func Up(ctx context.Context, opts Options) (*Lab, error) {
-	l, err := prepare(opts)
+	l, err := prepare(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -78,13 +77,17 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 	if err == nil {
 		err = l.waitReady(ctx)
 	}
+	if err == nil && l.Detached {
+		l.owner = nil
+		err = l.saveState()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lab %s: %w", l.Name, err), l.Down())
 	}
 	return l, nil
 }
 
-// Validate tells whether a lab can have this name and this kind of guest.
+// Validate tells whether there can be such a lab here: a bench asks before it makes its data sets.
 func (o Options) Validate() error {
 	if !validName.MatchString(o.Name) {
 		return fmt.Errorf("lab name %q: use 1 to 20 of a to z, 0 to 9 and '-'", o.Name)
@@ -95,16 +98,32 @@ func (o Options) Validate() error {
 	if o.CPUs < 0 || o.CPUs > maxCPUs {
 		return fmt.Errorf("a guest of %d CPUs: use 1 to %d", o.CPUs, maxCPUs)
 	}
+	if o.InMemory && o.VM != QEMU {
+		return fmt.Errorf("arm %s: it needs a guest with memory of its own; use qemu", VMTmpfs)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("a lab needs root: it makes network namespaces")
+	}
+	if o.VM == QEMU {
+		_, err := o.kernel()
+		return err
+	}
 	return nil
 }
 
-// prepare checks the options and takes the lab's name.
-func prepare(opts Options) (*Lab, error) {
+// kernel is that of the VM.
+func (o Options) kernel() (qemu.Kernel, error) {
+	k, err := qemu.FindKernel(filepath.Join(o.Cache, "kernel"))
+	if err != nil {
+		err = fmt.Errorf("no kernel for the VM: run make setup, or scripts/setup.sh %s, or do without a VM: --vm netns (%w)", o.Cache, err)
+	}
+	return k, err
+}
+
+// prepare checks the options, removes what killed processes have left of their labs, and takes the lab's name.
+func prepare(ctx context.Context, opts Options) (*Lab, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
-	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("a lab needs root: it makes network namespaces")
 	}
 	opts.CPUs = max(opts.CPUs, 1)
 	if opts.Progress == nil {
@@ -121,18 +140,32 @@ func prepare(opts Options) (*Lab, error) {
 	}
 	opts.Link = opts.Link.seeded()
 	l := &Lab{Options: opts, Dir: filepath.Join(StateRoot, opts.Name), daemons: map[string]*process{}}
-	if err := os.MkdirAll(StateRoot, 0o755); err != nil {
+	if l.owner, err = thisProcess(); err != nil {
 		return nil, err
+	}
+	return l, l.makeDir(ctx)
+}
+
+// makeDir makes the lab's directory with its state in it.
+func (l *Lab) makeDir(ctx context.Context) error {
+	unlock, err := lockRoot(ctx, StateRoot)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Another lab that cannot be removed is no reason to have none; the next one tries again.
+	if err := sweep(ctx, StateRoot, l.Progress); err != nil {
+		l.Progress(err.Error())
 	}
 	if err := os.Mkdir(l.Dir, 0o755); errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
+		return fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
 	} else if err != nil {
-		return nil, err
+		return err
 	}
 	if err := l.saveState(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(l.Dir))
+		return errors.Join(err, os.RemoveAll(l.Dir))
 	}
-	return l, nil
+	return nil
 }
 
 // topology makes the namespaces and the links between them.
@@ -186,6 +219,13 @@ func (l *Lab) guestLink() error {
 	)
 }
 
+// namespaces are those of the lab that there are, by role.
+func (l *Lab) namespaces() map[string]*netns.Namespace {
+	all := map[string]*netns.Namespace{"client": l.Client, "host": l.Host, "guest": l.Guest}
+	maps.DeleteFunc(all, func(_ string, ns *netns.Namespace) bool { return ns == nil })
+	return all
+}
+
 // congestion sets the congestion control of host and guest; a VM's init does it there.
 func (l *Lab) congestion() error {
 	if l.Congestion == "" {
@@ -220,32 +260,12 @@ func (l *Lab) startAll(ctx context.Context) error {
 		return l.startVM(ctx)
 	}
 	l.Progress("guest servers")
-	for _, arm := range []Arm{VM, Offload, Lease} {
+	for _, arm := range l.guestServers() {
 		if err := l.StartServer(arm); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// Addr is where a client reaches an arm's server.
-func (l *Lab) Addr(arm Arm) string { return netip.AddrPortFrom(arm.addr(), arm.port()).String() }
-
-// URL is the address of a file for a client.
-func (l *Lab) URL(arm Arm, path string) string { return "http://" + l.Addr(arm) + urlPrefix + path }
-
-// DialContext connects from the client's namespace, for net/http and the load client.
-func (l *Lab) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	d := &net.Dialer{}
-	if deadline, ok := ctx.Deadline(); ok {
-		d.Deadline = deadline
-	}
-	return l.Client.Dial(d, network, address)
-}
-
-// HTTPClient is a client in the client's namespace with connections of its own.
-func (l *Lab) HTTPClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: l.DialContext, DisableCompression: true}}
 }
 
 // readyTimeout bounds the wait for a server whose machine is up.
@@ -256,7 +276,7 @@ func (l *Lab) waitReady(ctx context.Context) error {
 	l.Progress("servers and channels")
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	for _, arm := range l.arms() {
+	for _, arm := range l.servers() {
 		if err := l.WaitArm(ctx, arm); err != nil {
 			return err
 		}
@@ -273,12 +293,12 @@ func (l *Lab) WaitArm(ctx context.Context, arm Arm) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("arm %s is not ready: %w\n%s", arm, last, l.logTails())
+			return fmt.Errorf("arm %s is not ready: %w\n%s", arm, last, l.LogTails())
 		case <-time.After(5 * time.Millisecond):
 		}
 		for _, p := range l.daemons {
 			if p.exited() {
-				return fmt.Errorf("%s has ended\n%s", p.name, l.logTails())
+				return fmt.Errorf("%s has ended\n%s", p.name, l.LogTails())
 			}
 		}
 	}
@@ -302,7 +322,7 @@ func (l *Lab) Health() error {
 	if len(ended) == 0 {
 		return nil
 	}
-	return fmt.Errorf("ended by itself: %v\n%s", ended, l.logTails())
+	return fmt.Errorf("ended by itself: %v\n%s", ended, l.LogTails())
 }
 
 func (l *Lab) armReady(ctx context.Context, arm Arm) error {
@@ -362,6 +382,3 @@ func (l *Lab) QEMUVersion() string {
 
 // GuestCounters are the bytes that have gone to and from the guest's network card, seen from the host: Tx to the guest, Rx from it.
 func (l *Lab) GuestCounters() (netns.Counters, error) { return l.Host.Counters(guestLink) }
-
-// URLPath is the path of a shared file in a URL.
-func URLPath(file string) string { return urlPrefix + file }

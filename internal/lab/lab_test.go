@@ -39,6 +39,9 @@ func buildBinary(t *testing.T) string {
 	return binary
 }
 
+// quiet is for a Down whose steps do not matter.
+func quiet(string) {}
+
 // TestOptions: a lab that cannot be is refused before anything is made.
 func TestOptions(t *testing.T) {
 	for _, c := range []struct {
@@ -51,6 +54,7 @@ func TestOptions(t *testing.T) {
 		{Options{Name: "-x", VM: NetNS}, "lab name"},
 		{Options{Name: strings.Repeat("x", 21), VM: NetNS}, "lab name"},
 		{Options{Name: labName(), VM: "xen"}, "use qemu or netns"},
+		{Options{Name: labName(), VM: QEMU, Cache: "/no/such/cache"}, "scripts/setup.sh /no/such/cache"},
 	} {
 		l, err := Up(t.Context(), c.opts)
 		if err == nil {
@@ -69,7 +73,7 @@ func TestOptions(t *testing.T) {
 
 func TestArms(t *testing.T) {
 	seen := map[string]Arm{}
-	for _, a := range slices.Concat(Arms(), Peers()) {
+	for _, a := range append(Arms(), NginxHost, NginxVM, VMTmpfs) {
 		for _, port := range []uint16{a.port(), a.adminPort()} {
 			at := fmt.Sprintf("%v:%d", a.addr(), port)
 			if other, ok := seen[at]; ok || port == 0 {
@@ -82,7 +86,7 @@ func TestArms(t *testing.T) {
 
 func TestDownUnknown(t *testing.T) {
 	for _, name := range []string{labName(), "..", "", "a/b", "../../etc"} {
-		if err := Down(t.Context(), name); !errors.Is(err, ErrNoLab) {
+		if err := Down(t.Context(), name, quiet); !errors.Is(err, ErrNoLab) {
 			t.Errorf("Down(%q) says %v", name, err)
 		}
 	}
@@ -108,9 +112,12 @@ func TestStopPid(t *testing.T) {
 		return cmd, ended
 	}
 	const dir, binary = "/run/spillway-lab/some", "/usr/bin/spillway"
+	stop := func(cmd *exec.Cmd, binary string) error {
+		return stopPid(cmd.Process.Pid, func() bool { return isDaemon(cmd.Process.Pid, dir, binary) })
+	}
 	for _, args := range [][]string{{}, {"x", "serve", "--listen"}, {"x", dir + "/host.toml"}} {
 		cmd, ended := sleep(args...)
-		if err := stopPid("vm", cmd.Process.Pid, dir, binary); err != nil {
+		if err := stop(cmd, binary); err != nil {
 			t.Error(err)
 		}
 		select {
@@ -122,7 +129,7 @@ func TestStopPid(t *testing.T) {
 	for _, args := range [][]string{{"x", "serve", "--listen"}, {"x", "host", "--config", dir + "/host.toml"}} {
 		cmd, ended := sleep(args...)
 		time.Sleep(50 * time.Millisecond) // let the shell set its trap
-		if err := stopPid("vm", cmd.Process.Pid, dir, "/bin/sh"); err != nil {
+		if err := stop(cmd, "/bin/sh"); err != nil {
 			t.Error(err)
 		}
 		<-ended
@@ -133,7 +140,7 @@ func TestStopPid(t *testing.T) {
 	cmd, ended := sleep()
 	_ = cmd.Process.Kill()
 	<-ended
-	if err := stopPid("vm", cmd.Process.Pid, dir, "/bin/sh"); err != nil {
+	if err := stop(cmd, "/bin/sh"); err != nil {
 		t.Errorf("a pid of nobody: %v", err)
 	}
 }
@@ -187,7 +194,7 @@ func TestLab(t *testing.T) {
 			opts := Options{
 				Name: labName(), VM: NetNS, Binary: binary, Files: files, Threshold: 64 << 10, Detached: detached, Link: c.link,
 			}
-			t.Cleanup(func() { _ = Down(context.Background(), opts.Name) })
+			t.Cleanup(func() { _ = Down(context.Background(), opts.Name, quiet) })
 			l, err := Up(t.Context(), opts)
 			if err != nil {
 				t.Fatal(err)
@@ -203,7 +210,7 @@ func TestLab(t *testing.T) {
 				t.Errorf("List = %v, %v", names, err)
 			}
 			if detached {
-				if err := Down(t.Context(), opts.Name); err != nil {
+				if err := Down(t.Context(), opts.Name, quiet); err != nil {
 					t.Errorf("Down: %v", err)
 				}
 				for _, p := range l.daemons {
@@ -218,7 +225,7 @@ func TestLab(t *testing.T) {
 			if left := traces(t, opts.Name); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
-			if err := Down(t.Context(), opts.Name); !errors.Is(err, ErrNoLab) {
+			if err := Down(t.Context(), opts.Name, quiet); !errors.Is(err, ErrNoLab) {
 				t.Errorf("the second Down says %v", err)
 			}
 		})
@@ -314,9 +321,9 @@ func useLab(t *testing.T, l *Lab, content []byte) {
 // TestDownAfterKilledUp: Down ends the detached daemons of an Up that was killed half-way.
 func TestDownAfterKilledUp(t *testing.T) {
 	name := labName()
-	t.Cleanup(func() { _ = Down(context.Background(), name) })
+	t.Cleanup(func() { _ = Down(context.Background(), name, quiet) })
 	link := Link{RTT: time.Millisecond}
-	l, err := prepare(Options{Name: name, VM: NetNS, Binary: buildBinary(t), Files: t.TempDir(), Detached: true, Link: link})
+	l, err := prepare(t.Context(), Options{Name: name, VM: NetNS, Binary: buildBinary(t), Files: t.TempDir(), Detached: true, Link: link})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +341,7 @@ func TestDownAfterKilledUp(t *testing.T) {
 	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest} {
 		ns.Close()
 	}
-	if err := Down(t.Context(), name); err != nil {
+	if err := Down(t.Context(), name, quiet); err != nil {
 		t.Errorf("Down: %v", err)
 	}
 	if left := traces(t, name); len(left) > 0 {

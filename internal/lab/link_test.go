@@ -102,7 +102,7 @@ func TestDelayLineOf(t *testing.T) {
 // TestLinkKilled: a lab whose delay line was killed says so, and goes as every other.
 func TestLinkKilled(t *testing.T) {
 	name := labName()
-	t.Cleanup(func() { _ = Down(context.Background(), name) })
+	t.Cleanup(func() { _ = Down(context.Background(), name, quiet) })
 	l, err := Up(t.Context(), Options{
 		Name: name, VM: NetNS, Binary: buildBinary(t), Files: t.TempDir(), Detached: true, Link: Link{RTT: time.Millisecond},
 	})
@@ -120,7 +120,7 @@ func TestLinkKilled(t *testing.T) {
 	if err := l.Client.Up(peerLink); err == nil {
 		t.Error("the client's device is still there")
 	}
-	if err := Down(t.Context(), name); err != nil {
+	if err := Down(t.Context(), name, quiet); err != nil {
 		t.Errorf("Down: %v", err)
 	}
 	for _, p := range l.daemons {

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,15 +25,8 @@ const (
 // Peers in the order of the tables.
 func Peers() []Arm { return []Arm{NginxHost, NginxVM} }
 
-func (a Arm) isPeer() bool { return slices.Contains(Peers(), a) }
-
-// arms are those of this lab.
-func (l *Lab) arms() []Arm {
-	if l.Peers {
-		return append(Arms(), Peers()...)
-	}
-	return Arms()
-}
+// IsPeer tells whether an arm's server is none of ours.
+func (a Arm) IsPeer() bool { return slices.Contains(Peers(), a) }
 
 // Directories and files of the guest's nginx.
 const (
@@ -109,7 +103,10 @@ func (l *Lab) addPeer(image *qemu.Initramfs) error {
 	if image.Programs, err = p.GuestFiles(); err != nil {
 		return err
 	}
-	image.Files = nginx.Accounts()
+	if image.Files == nil {
+		image.Files = map[string][]byte{}
+	}
+	maps.Copy(image.Files, nginx.Accounts())
 	image.Files[guestNginxConf] = []byte(l.nginxConfig(NginxVM, guestMount, guestNginxState).String())
 	image.Spec.Commands = append(image.Spec.Commands, guestinit.Command{Name: string(NginxVM), Args: nginx.GuestCommand(guestNginxConf)})
 	return nil

@@ -44,7 +44,7 @@ func checkPeers(t *testing.T, l *Lab, content []byte) {
 		c := l.HTTPClient()
 		resp, err := c.Get(l.URL(arm, "a.m4s"))
 		if err != nil {
-			t.Fatalf("%s: %v\n%s", arm, err, l.logTails())
+			t.Fatalf("%s: %v\n%s", arm, err, l.LogTails())
 		}
 		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
@@ -75,10 +75,10 @@ func TestPeers(t *testing.T) {
 		t.Errorf("only %q run", running)
 	}
 	// The way of `lab down`, which knows the pids from the lab's state only.
+	if err := stopDaemons(state{Processes: map[string]int{string(NginxHost): pids[0], string(NginxVM): pids[1]}}, l.Dir, func(string) {}); err != nil {
+		t.Error(err)
+	}
 	for i, arm := range Peers() {
-		if err := stopPid(string(arm), pids[i], l.Dir, l.Binary); err != nil {
-			t.Error(err)
-		}
 		if link, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pids[i])); err == nil && link != "" {
 			t.Errorf("%s still runs %s", arm, link)
 		}

@@ -1,7 +1,7 @@
 package lab
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -95,13 +95,34 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 // LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease; console for a VM.
 func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
 
-// logTails quotes the ends of all logs.
-func (l *Lab) logTails() string {
+// logs are all log files.
+func (l *Lab) logs() []string {
+	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log")) // the patterns are valid
+	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
+	return append(logs, more...)
+}
+
+// SaveLogs copies all logs into a directory, which outlives the lab.
+func (l *Lab) SaveLogs(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range l.logs() {
+		text, err := os.ReadFile(name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, filepath.Base(name)), text, 0o644)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// LogTails quotes the ends of all logs.
+func (l *Lab) LogTails() string {
 	const tailBytes = 2000
 	var b strings.Builder
-	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log"))
-	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
-	for _, name := range append(logs, more...) {
+	for _, name := range l.logs() {
 		text, err := os.ReadFile(name)
 		if err != nil || len(text) == 0 {
 			continue
@@ -128,6 +149,10 @@ func (l *Lab) hostConfig() string {
 	if d := l.busyPoll(); d != nil {
 		busyPoll = fmt.Sprintf("busy_poll = %q\n", d)
 	}
+	limits := ""
+	if l.MaxLeases > 0 {
+		limits = fmt.Sprintf("max_leases = %d\n", l.MaxLeases)
+	}
 	var channels []string
 	for _, arm := range channelArms {
 		for i := range l.CPUs {
@@ -146,8 +171,8 @@ name = %q
 channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
-		guestAddr4.Addr(), guestAddr6.Addr(), shareName)
+%s`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
+		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits)
 }
 
 func (l *Lab) adminSocket() string { return filepath.Join(l.Dir, "admin.sock") }
@@ -209,33 +234,6 @@ func (l *Lab) KillServer(arm Arm) error {
 	return l.signal(string(arm), syscall.SIGKILL)
 }
 
-// state is what Down needs to know of a lab that another process made.
-type state struct {
-	Name      string         `json:"name"`
-	VM        Kind           `json:"vm"`
-	Processes map[string]int `json:"processes"` // name to pid
-	Binary    string         `json:"binary"`    // what these pids run
-}
-
-func (l *Lab) statePath() string { return filepath.Join(l.Dir, "lab.json") }
-
-// saveState writes what Down needs to know. The file is always whole.
-func (l *Lab) saveState() error {
-	s := state{Name: l.Name, VM: l.VM, Binary: l.Binary, Processes: map[string]int{}}
-	for name, p := range l.daemons {
-		s.Processes[name] = p.pid
-	}
-	text, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return err
-	}
-	next := l.statePath() + ".next"
-	if err := os.WriteFile(next, append(text, '\n'), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(next, l.statePath())
-}
-
 // Down ends everything that the lab started and removes everything that it made.
 func (l *Lab) Down() error {
 	var errs []error
@@ -259,5 +257,7 @@ func (l *Lab) Down() error {
 		}
 	}
 	errs = append(errs, os.RemoveAll(l.Dir))
-	return errors.Join(errs...)
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	return errors.Join(append(errs, removeRoot(ctx, StateRoot))...)
 }

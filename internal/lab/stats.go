@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -15,7 +16,7 @@ import (
 // ServerStats asks an arm's media server for its counters; a peer has none of these.
 func (l *Lab) ServerStats(ctx context.Context, arm Arm) (guest.Snapshot, error) {
 	var s guest.Snapshot
-	if arm.isPeer() {
+	if arm.IsPeer() {
 		return s, l.peerReady(ctx, arm)
 	}
 	body, err := l.get(ctx, http.MethodGet, l.adminURL(arm, "/stats"))
@@ -27,7 +28,7 @@ func (l *Lab) ServerStats(ctx context.Context, arm Arm) (guest.Snapshot, error) 
 
 // ResetServerStats sets them to zero.
 func (l *Lab) ResetServerStats(ctx context.Context, arm Arm) error {
-	if arm.isPeer() {
+	if arm.IsPeer() {
 		return nil
 	}
 	_, err := l.get(ctx, http.MethodPost, l.adminURL(arm, "/stats/reset"))
@@ -45,6 +46,9 @@ func (l *Lab) HostAdmin(ctx context.Context, method, path string, out any) error
 	}
 	return nil
 }
+
+// rawText is an answer as it is, and not JSON.
+type rawText []byte
 
 // askSocket calls a process that answers HTTP at a unix socket.
 func askSocket(ctx context.Context, socket, method, path string, out any) error {
@@ -69,8 +73,12 @@ func askSocket(ctx context.Context, socket, method, path string, out any) error 
 	if resp.StatusCode/100 != 2 {
 		return fmt.Errorf("%s %s: %s", method, path, resp.Status)
 	}
-	if out == nil {
+	switch out := out.(type) {
+	case nil:
 		return nil
+	case *rawText:
+		*out, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		return err
 	}
 	return json.NewDecoder(resp.Body).Decode(out)
 }

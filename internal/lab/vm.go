@@ -4,18 +4,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"spillway/internal/guestinit"
 	"spillway/internal/qemu"
 )
 
-// guestMount is where the guest mounts the share.
-const guestMount = "/mnt/media"
+// guestMount is where the guest mounts the share, guestMemory where a copy of it lies in the root file system, which is in the guest's memory.
+const (
+	guestMount  = "/mnt/media"
+	guestMemory = "/media"
+)
+
+// guestMiB is the memory of a guest that holds no files.
+const guestMiB = 512
 
 var guestMAC = net.HardwareAddr{0x52, 0x54, 0x00, 0x53, 0x50, 0x01}
 
@@ -45,7 +55,7 @@ func (l *Lab) vmConfig() qemu.Config {
 		Shares:    []qemu.Share9p{{Tag: shareName, Path: l.Files}},
 		Channels:  channels,
 		CPUs:      l.CPUs,
-		MemoryMiB: 512,
+		MemoryMiB: guestMiB,
 		Detached:  l.Detached,
 	}
 }
@@ -54,12 +64,16 @@ func (l *Lab) vmConfig() qemu.Config {
 func (l *Lab) startVM(ctx context.Context) error {
 	l.Progress("guest image")
 	cfg := l.vmConfig()
+	var err error
+	if cfg.MemoryMiB, err = l.memoryMiB(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return err
 	}
-	kernel, err := qemu.FindKernel(filepath.Join(l.Cache, "kernel"))
+	kernel, err := l.kernel()
 	if err != nil {
-		return fmt.Errorf("%w; fetch it with: scripts/setup.sh %s", err, l.Cache)
+		return err
 	}
 	if cfg.Kernel, err = kernel.ELF(); err != nil {
 		return err
@@ -118,17 +132,92 @@ func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
 	if l.Congestion != "" {
 		spec.Sysctls = map[string]string{"net.ipv4.tcp_congestion_control": l.Congestion}
 	}
-	for _, arm := range []Arm{VM, Offload, Lease} {
+	for _, arm := range l.guestServers() {
+		mount := guestMount
+		if arm == VMTmpfs {
+			mount = guestMemory
+		}
 		spec.Commands = append(spec.Commands, guestinit.Command{
 			Name: string(arm),
-			Args: append([]string{"/init"}, l.serveArgs(arm, func(i int) string { return "virtio:" + channelPort(arm, i) }, guestMount)...),
+			Args: append([]string{"/init"}, l.serveArgs(arm, func(i int) string { return "virtio:" + channelPort(arm, i) }, mount)...),
 		})
 	}
 	image := qemu.Initramfs{InitPath: l.Binary, Modules: modules, Spec: spec}
+	if l.InMemory {
+		if image.Files, err = filesBelow(l.Files, guestMemory); err != nil {
+			return err
+		}
+	}
 	if err := l.addPeer(&image); err != nil {
 		return err
 	}
 	return image.WriteFile(file)
+}
+
+// filesBelow reads the regular files below dir, each under the path that it has below as.
+func filesBelow(dir, as string) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		below, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		files[path.Join(as, below)], err = os.ReadFile(name)
+		return err
+	})
+	return files, err
+}
+
+// memoryMiB is how much memory the guest needs: while it boots it has the files twice, in the archive and in its file system.
+func (l *Lab) memoryMiB() (int, error) {
+	if !l.InMemory {
+		return guestMiB, nil
+	}
+	var bytes int64
+	err := filepath.WalkDir(l.Files, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err == nil {
+			bytes += info.Size()
+		}
+		return err
+	})
+	return guestMiB + int(2*bytes>>20) + 1, err
+}
+
+// DropCaches lets the next request for each of these files of the share find no cache: in a VM, neither data nor names in the guest, while the host's
+// page cache keeps the files; in a namespace, which shares the host's page cache, no data there, if the file system can drop it (a tmpfs cannot).
+func (l *Lab) DropCaches(ctx context.Context, files ...string) error {
+	if l.VM == QEMU {
+		return l.control.DropCaches(ctx)
+	}
+	for _, name := range files {
+		if err := dropFile(filepath.Join(l.Files, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropFile takes a file out of the page cache.
+func dropFile(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil { // what is not written yet cannot be dropped
+		return err
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return &os.PathError{Op: "fadvise", Path: name, Err: err}
+	}
+	return nil
 }
 
 // stopVM ends QEMU.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"spillway/internal/loglimit"
 )
 
 // Options of a [Handler]. The zero value is usable.
@@ -65,6 +67,7 @@ type handler struct {
 	mounts                          []Mount // longest prefix first
 	manifestControl, segmentControl string
 	log                             *slog.Logger
+	failures                        loglimit.Limiter
 }
 
 // drainTimeout is how long a client may take to deliver a request body that nobody wants, before its connection is closed.
@@ -153,7 +156,9 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			return
 		}
 	}
-	h.log.Error("cannot open a media file", "url", r.URL.Path, "err", err)
+	if skipped, ok := h.failures.Allow(); ok { // a client may ask for a file on a broken disk all day
+		h.log.Error("cannot open a media file", "url", r.URL.Path, "error", err, "not_logged", skipped)
+	}
 	http.Error(w, "file temporarily unavailable", http.StatusServiceUnavailable)
 }
 

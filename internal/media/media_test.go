@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"spillway/internal/loglimit"
 	"spillway/internal/media"
 	"spillway/internal/media/mediatest"
 	"spillway/internal/mediafs"
@@ -337,6 +338,21 @@ func TestFailuresOfTheFileSystem(t *testing.T) {
 		if (log.Len() > 0) != test.logged {
 			t.Errorf("%v: log %q", test.err, log.String())
 		}
+	}
+}
+
+// TestFailuresAreLoggedSeldom: a client that asks for a broken file again and again does not fill the log.
+func TestFailuresAreLoggedSeldom(t *testing.T) {
+	var log bytes.Buffer
+	h := media.Handler(failingFS{syscall.EIO}, media.Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	began := time.Now()
+	const requests = 50
+	for range requests {
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/file", nil))
+	}
+	lines := strings.Count(log.String(), "cannot open a media file")
+	if most := 1 + int(time.Since(began)/loglimit.Interval); lines < 1 || lines > most {
+		t.Errorf("%d lines of %d failures, want 1 to %d", lines, requests, most)
 	}
 }
 

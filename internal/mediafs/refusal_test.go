@@ -26,9 +26,6 @@ func TestRefusals(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(path, "fifo"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mknod(filepath.Join(path, "device"), syscall.S_IFCHR|0o644, 1<<8|5); err != nil { // /dev/zero
-		t.Fatal(err)
-	}
 	if got := readAll(t, d, "inside"); got != "x" {
 		t.Errorf("a link inside the directory reads %q", got)
 	}
@@ -39,7 +36,7 @@ func TestRefusals(t *testing.T) {
 		{"../secret", fs.ErrInvalid}, {"/etc/passwd", fs.ErrInvalid}, {"dir/../dir/file", fs.ErrInvalid}, {"", fs.ErrInvalid},
 		{"dir/", fs.ErrInvalid}, {"missing", fs.ErrNotExist}, {"dir/file/x", syscall.ENOTDIR}, {"nul\x00", syscall.EINVAL},
 		{"absolute", ErrEscapes}, {"relative", ErrEscapes},
-		{"dir", ErrNotRegular}, {".", ErrNotRegular}, {"fifo", ErrNotRegular}, {"device", ErrNotRegular},
+		{"dir", ErrNotRegular}, {".", ErrNotRegular}, {"fifo", ErrNotRegular},
 	} {
 		_, err := d.Open(test.name)
 		var pe *fs.PathError
@@ -57,6 +54,23 @@ func TestRefusals(t *testing.T) {
 	}
 	if info, err := d.Stat("dir"); err != nil || !info.IsDir() {
 		t.Errorf("Stat of a directory: %v, %v", info, err)
+	}
+}
+
+// TestDevice: a character device that somebody has made in the share.
+func TestDevice(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can make a device node")
+	}
+	d, path := newDir(t, Options{})
+	if err := syscall.Mknod(filepath.Join(path, "device"), syscall.S_IFCHR|0o644, 1<<8|5); err != nil { // /dev/zero
+		t.Fatal(err)
+	}
+	if _, err := d.Open("device"); !errors.Is(err, ErrNotRegular) {
+		t.Errorf("Open: %v, want ErrNotRegular", err)
+	}
+	if got := d.Counters().Opened; got != 0 {
+		t.Errorf("%d opens: a device must not be opened", got)
 	}
 }
 

@@ -65,11 +65,18 @@ func Open(name string) (*Namespace, error) {
 
 // Delete removes a namespace that Named made; its interfaces go with it when its last process has ended.
 func Delete(name string) error {
-	if err := netns.DeleteNamed(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := netns.DeleteNamed(name)
+	if errors.Is(err, unix.EINVAL) { // whoever made the file was killed before the namespace was mounted on it
+		err = os.Remove(Path(name))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove network namespace %s: %w", name, err)
 	}
 	return nil
 }
+
+// Path is the file of a namespace that Named made.
+func Path(name string) string { return filepath.Join(namedDir, name) }
 
 // FD is the file descriptor of the namespace, for libraries that want one. It belongs to the Namespace.
 func (ns *Namespace) FD() int { return int(ns.handle) }
@@ -78,7 +85,7 @@ func (ns *Namespace) FD() int { return int(ns.handle) }
 func (ns *Namespace) Close() error { return ns.handle.Close() }
 
 // Path is the file that setns(2) can open, for a namespace that Named made.
-func (ns *Namespace) Path() string { return filepath.Join(namedDir, ns.Name) }
+func (ns *Namespace) Path() string { return Path(ns.Name) }
 
 // Do runs fn inside the namespace, on an OS thread of its own. Sockets that fn makes stay in the namespace and can be used anywhere;
 // goroutines that it starts are outside of it.

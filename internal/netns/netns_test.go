@@ -235,6 +235,24 @@ func TestCongestion(t *testing.T) {
 	}
 }
 
+// TestDeleteUnmounted: the file of a namespace whose maker was killed before it was mounted there.
+func TestDeleteUnmounted(t *testing.T) {
+	name := fmt.Sprintf("spw-t%d-%06x", os.Getpid(), rand.Uint32()&0xffffff)
+	if err := os.MkdirAll(namedDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(Path(name), nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(Path(name)) })
+	if err := Delete(name); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(Path(name)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file: %v", err)
+	}
+}
+
 // TestErrors: each says what it was about.
 func TestErrors(t *testing.T) {
 	ns := newNamespace(t, "host")

@@ -84,6 +84,38 @@ func TestPollReads(t *testing.T) {
 	}
 }
 
+// TestPollBeforeHandler: who learns of a session from begin may poll it before begin has returned, with frames of the host there already.
+func TestPollBeforeHandler(t *testing.T) {
+	a, b := unixPair(t)
+	p := byHand(t, b)
+	p.say(append(hello(9), data(9, 16, "early")...))
+	var poll error
+	s := start(t, a, func(ctx context.Context, c Conn, o Options, begin func(*Session) Handler) error {
+		o.BusyPoll = 20 * time.Millisecond
+		return Guest(ctx, c, o, func(session *Session) Handler {
+			polled := make(chan error)
+			go func() {
+				defer close(polled)
+				defer func() {
+					if r := recover(); r != nil {
+						polled <- fmt.Errorf("panic: %v", r)
+					}
+				}()
+				session.Poll(&Expectation{}, func() bool { return false })
+			}()
+			poll = <-polled
+			return begin(session)
+		})
+	})
+	r := s.session()
+	if poll != nil {
+		t.Errorf("Poll: %v", poll)
+	}
+	if got := next(t, "the frame", r.got); got != frameText(16, "early") {
+		t.Errorf("heard %s", got)
+	}
+}
+
 // TestPollInVain: silence is not waited for longer than the limit, and ever more rarely.
 func TestPollInVain(t *testing.T) {
 	r, _ := polled(t, time.Millisecond)

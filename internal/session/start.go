@@ -118,7 +118,10 @@ func (l *link) serve(ctx context.Context, agree func() (*Session, error), begin 
 		}
 		s.busyPoll = l.opts.BusyPoll
 		s.intake = newIntake(l.conn, l.reader, nil)
+		// begin lets others know the session, and they may poll it: not before there is a handler for what they find.
+		s.intake.mu.Lock()
 		s.intake.handler = begin(s)
+		s.intake.mu.Unlock()
 		o := s.run(l.opts.silent())
 		l.again, l.header, l.payload, err = o.again, o.header, o.payload, o.err
 		l.opts.ended(err)

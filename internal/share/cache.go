@@ -108,6 +108,26 @@ func (c *cache) forget(f *File) {
 	}
 }
 
+// forgetPath drops the file at path, and closes it if it is idle.
+func (c *cache) forgetPath(path string) {
+	c.mu.Lock()
+	f := c.files[path]
+	if f == nil {
+		c.mu.Unlock()
+		return
+	}
+	c.forget(f)
+	idle := f.refs == 0
+	if idle {
+		c.idle.remove(f)
+		c.held--
+	}
+	c.mu.Unlock()
+	if idle {
+		unix.Close(f.fd)
+	}
+}
+
 func (c *cache) release(f *File) {
 	c.mu.Lock()
 	f.refs--

@@ -117,6 +117,9 @@ func (s *Share) changed(ref wire.FileRef, now attributes, err error) error {
 	return &Error{Op: "acquire", Share: s.name, Path: ref.Path, Reason: wire.ReasonChanged, Err: err}
 }
 
+// Forget closes the file at path if nobody uses it, and makes sure that it is not found again. Whoever removes a file, and wants its disk space, calls it.
+func (s *Share) Forget(path string) { s.files.forgetPath(path) }
+
 // Stats returns the present counts.
 func (s *Share) Stats() Stats { return s.files.stats() }
 

@@ -385,3 +385,25 @@ func TestUnlinkedKeepsSending(t *testing.T) {
 		t.Errorf("the file still exists: %v", err)
 	}
 }
+
+func TestForget(t *testing.T) {
+	s, dir := newShare(t, Options{})
+	for _, name := range []string{"idle", "used"} {
+		write(t, filepath.Join(dir, name), "abc", 1)
+	}
+	acquire(t, s, ref("idle", 3, 1)).Release()
+	used := acquire(t, s, ref("used", 3, 1))
+	s.Forget("idle")
+	s.Forget("used")
+	s.Forget("none")
+	if got := s.Stats(); got.Open != 1 || got.Idle != 0 || openFilesIn(t, dir) != 1 {
+		t.Errorf("%+v, %d really open", got, openFilesIn(t, dir))
+	}
+	if got := content(t, used); got != "abc" {
+		t.Errorf("in use: %q", got)
+	}
+	used.Release()
+	if got := s.Stats(); got.Open != 0 || openFilesIn(t, dir) != 0 {
+		t.Errorf("%+v, %d really open", got, openFilesIn(t, dir))
+	}
+}

@@ -43,7 +43,7 @@ func NewHolder(mayGo func(local, remote netip.AddrPort) bool) (_ *Holder, err er
 	h := &Holder{raw4: -1, raw6: -1, mayGo: mayGo, done: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			h.free()
+			_ = h.free()
 			err = fmt.Errorf("tcprepair: hold (CAP_BPF or CAP_SYS_ADMIN, and CAP_NET_RAW are needed): %w", err)
 		}
 	}()
