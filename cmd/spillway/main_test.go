@@ -181,6 +181,14 @@ func TestMistakes(t *testing.T) {
 		{"bench soak --clients 0 --cache " + dir, []string{"clients: 0"}},
 		{"bench soak --sizes 0 --cache " + dir, []string{"sizes: 0"}},
 		{"bench path --link 40ms,50ms --cache " + dir, []string{"40ms,50ms", "twice"}},
+		{"bench micro --scale 0 --cache " + dir, []string{"--scale 0"}},
+		{"bench micro --rounds 0 --target http://x/ --cache " + dir, []string{"--rounds 0"}},
+		{"bench micro --sizes 0 --vm netns --cache " + dir, []string{"sizes: 0"}},
+		{"bench micro --arms bogus --vm netns --cache " + dir, []string{"bogus", "nginx-vm"}},
+		{"bench micro --sizes 4096 --target ftp://x/ --cache " + dir, []string{"--target", "ftp://x/", "http://HOST"}},
+		{"bench dash --scale 0.001 --players -1 --arms vm --rounds 0 --cache " + dir, []string{"--rounds 0"}},
+		{"bench dash --scale 2 --cache " + dir, []string{"--scale 2"}},
+		{"bench concurrency --connections 0 --vm netns --cache " + dir, []string{"0 connections"}},
 		{"bench path --sizes 1 --cache " + dir, []string{"sizes: 1"}},
 		{"bench path --following 0 --cache " + dir, []string{"following: 0"}},
 		{"bench path --arms bogus --cache " + dir, []string{"bogus", "baremetal"}},
@@ -268,6 +276,28 @@ func TestDataset(t *testing.T) {
 	if segments, _ := filepath.Glob(filepath.Join(dir, "*.m4s")); len(segments) < 2 {
 		files, _ := filepath.Glob(filepath.Join(dir, "*"))
 		t.Errorf("files are %v", files)
+	}
+}
+
+// TestMicroTarget measures a server of ours as one that is there.
+func TestMicroTarget(t *testing.T) {
+	dir, cache := filepath.Join(t.TempDir(), "files"), t.TempDir()
+	if out, err := spillway(t.Context(), "bench", "micro", "--make", dir, "--sizes", "4096,65536"); err != nil || !strings.Contains(out, "2 files") {
+		t.Fatalf("%v, %s", err, out)
+	}
+	addr := freeAddress(t)
+	running(t, "--mode", "off", "--listen", addr, "--admin", "", "--share", "a:/a/:"+dir)
+	if status, _ := get(t, "http://"+addr+"/a/4096.bin"); status != http.StatusOK {
+		t.Fatalf("status %d", status)
+	}
+	file := filepath.Join(t.TempDir(), "micro.json")
+	out, err := spillway(t.Context(), "bench", "micro", "--target", "mine=http://"+addr+"/a", "--sizes", "4096,65536", "--scale", "0.01", "--rounds", "2",
+		"--cache", cache, "--json", file)
+	if err != nil && !strings.Contains(err.Error(), "bottleneck") || !strings.Contains(out, "mine") {
+		t.Fatalf("%v, %s", err, out)
+	}
+	if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), `"case_bytes": 65536`) {
+		t.Errorf("%v, %s", err, text)
 	}
 }
 
