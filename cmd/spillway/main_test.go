@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -189,6 +190,11 @@ func TestMistakes(t *testing.T) {
 		{"bench dash --scale 0.001 --players -1 --arms vm --rounds 0 --cache " + dir, []string{"--rounds 0"}},
 		{"bench dash --scale 2 --cache " + dir, []string{"--scale 2"}},
 		{"bench concurrency --connections 0 --vm netns --cache " + dir, []string{"0 connections"}},
+		{"bench all --scale 0", []string{"--scale 0"}},
+		{"bench all --only everything", []string{"everything", "micro-unshaped"}},
+		{"bench report", []string{"at least 1"}},
+		{"bench report /no/such/file.json", []string{"/no/such/file.json"}},
+		{"bench report " + unknown, []string{unknown}},
 		{"bench path --sizes 1 --cache " + dir, []string{"sizes: 1"}},
 		{"bench path --following 0 --cache " + dir, []string{"following: 0"}},
 		{"bench path --arms bogus --cache " + dir, []string{"bogus", "baremetal"}},
@@ -296,8 +302,18 @@ func TestMicroTarget(t *testing.T) {
 	if err != nil && !strings.Contains(err.Error(), "bottleneck") || !strings.Contains(out, "mine") {
 		t.Fatalf("%v, %s", err, out)
 	}
-	if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), `"case_bytes": 65536`) {
+	text, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(text), `"case_bytes": 65536`) {
 		t.Errorf("%v, %s", err, text)
+	}
+	// What was measured on this machine is not to be judged, only shown.
+	if err := os.WriteFile(file, regexp.MustCompile(`,\s*"refused": "load generator"`).ReplaceAll(text, nil), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	figures := t.TempDir()
+	out, err = spillway(t.Context(), "bench", "report", file, "--out", figures)
+	if err != nil || !strings.Contains(out, filepath.Join(figures, "evaluation.md")) || !strings.Contains(out, "figures/micro-bandwidth-unknown-unknown.svg") {
+		t.Errorf("bench report: %v, %s", err, out)
 	}
 }
 

@@ -34,7 +34,7 @@ var layers = []struct {
 	{"L3 the two sides, and the media", []string{
 		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest",
 	}},
-	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/lab", "internal/status"}},
+	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/figures", "internal/lab", "internal/status"}},
 	{"L5 programs", []string{"cmd/spillway"}},
 }
 
@@ -53,6 +53,7 @@ var sameLayer = map[string]string{
 	"internal/cache → internal/share":                 "a cached file that is complete is served as any other one",
 	"internal/testkit → internal/netns":               "the same namespaces, for tests",
 	"internal/evaluation → internal/bench":            "an evaluation is a bench run in a lab",
+	"internal/figures → internal/bench":               "figures are made of what benches write",
 	"internal/evaluation → internal/lab":              "an evaluation is a bench run in a lab",
 }
 

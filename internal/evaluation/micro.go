@@ -84,7 +84,7 @@ func RunConcurrency(ctx context.Context, opts lab.Options, plan Plan, numbers []
 		for _, n := range numbers {
 			p := plan
 			p.Connections = n
-			p.Cases = []Case{{Name: fmt.Sprintf("%d connections", n)}}
+			p.Cases = []Case{{Name: connectionsName(n)}}
 			for range max(1, requests/n) {
 				p.Cases[0].Targets = append(p.Cases[0].Targets, plan.Cases[0].Targets[0])
 			}
@@ -101,6 +101,13 @@ func RunConcurrency(ctx context.Context, opts lab.Options, plan Plan, numbers []
 		return errors.Join(errs...)
 	})
 	return report, err
+}
+
+func connectionsName(n int) string {
+	if n == 1 {
+		return "1 connection"
+	}
+	return fmt.Sprintf("%d connections", n)
 }
 
 // needs tells what a lab must have for arms.
