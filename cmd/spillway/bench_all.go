@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,17 +25,19 @@ type step struct {
 
 // evaluationSteps are all benches of the evaluation with their conditions: as fast as it goes, and the seed's link. What is about handovers is measured
 // without a VM too, as the model's lower bound.
-func evaluationSteps(vm, cache, scale string, rounds int) []step {
+func evaluationSteps(vm, cache string, scale float64, rounds int) []step {
 	common := func(vm string, more ...string) []string {
 		return append([]string{"--vm", vm, "--cache", cache, "--rounds", fmt.Sprint(rounds)}, more...)
 	}
+	part := fmt.Sprint(scale)
+	media := "--media=" + max(time.Minute, time.Duration(scale*float64(10*time.Minute))).String() // the players' part takes its time on any machine
 	steps := []step{
-		{"micro-unshaped.json", benchMicroCommand, common(vm, "--scale", scale)},
-		{"micro-1gbit.json", benchMicroCommand, common(vm, "--scale", scale, "--link", "1gbit")},
-		{"dash-unshaped.json", benchDashCommand, common(vm, "--scale", scale)},
-		{"dash-1gbit.json", benchDashCommand, common(vm, "--scale", scale, "--link", "1gbit")},
-		{"dash-40ms.json", benchDashCommand, common(vm, "--scale", scale, "--link", "40ms,1gbit", "--arms", "baremetal,vm,lease")},
-		{"concurrency-unshaped.json", benchConcurrencyCommand, common(vm, "--scale", scale)},
+		{"micro-unshaped.json", benchMicroCommand, common(vm, "--scale", part)},
+		{"micro-1gbit.json", benchMicroCommand, common(vm, "--scale", part, "--link", "1gbit")},
+		{"dash-unshaped.json", benchDashCommand, common(vm, "--scale", part, media)},
+		{"dash-1gbit.json", benchDashCommand, common(vm, "--scale", part, media, "--link", "1gbit")},
+		{"dash-40ms.json", benchDashCommand, common(vm, "--scale", part, media, "--link", "40ms,1gbit", "--arms", "baremetal,vm,lease")},
+		{"concurrency-unshaped.json", benchConcurrencyCommand, common(vm, "--scale", part)},
 		{"cpu.json", benchCPUCommand, common(vm, "--requests", scaled(200, scale), "--arms", strings.Join(evaluationArms, ","))},
 		{"handover.json", benchHandoverCommand, common(vm, "--requests", scaled(2000, scale))},
 	}
@@ -45,11 +48,7 @@ func evaluationSteps(vm, cache, scale string, rounds int) []step {
 }
 
 // scaled is a number of requests.
-func scaled(n int, scale string) string {
-	var f float64
-	fmt.Sscan(scale, &f) // checked before
-	return fmt.Sprint(max(1, int(f*float64(n))))
-}
+func scaled(n int, scale float64) string { return fmt.Sprint(max(1, int(scale*float64(n)))) }
 
 func benchAllCommand() *cobra.Command {
 	var vm, cache, dir string
@@ -67,7 +66,7 @@ and the command fails at the end. With --scale 1 on a VM without KVM it takes ho
 			if err := checkScale(scale); err != nil {
 				return err
 			}
-			steps := evaluationSteps(vm, cache, fmt.Sprint(scale), rounds)
+			steps := evaluationSteps(vm, cache, scale, rounds)
 			if len(only) > 0 {
 				for _, name := range only {
 					if !slices.ContainsFunc(steps, func(s step) bool { return s.file == name+".json" }) {

@@ -18,7 +18,7 @@ import (
 func TestSteps(t *testing.T) {
 	seen := map[string]bool{}
 	for _, vm := range []string{"qemu", "netns"} {
-		for _, s := range evaluationSteps(vm, "build/cache", "0.1", 6) {
+		for _, s := range evaluationSteps(vm, "build/cache", 0.1, 6) {
 			if seen[vm+s.file] {
 				t.Errorf("%s is there twice", s.file)
 			}
@@ -33,7 +33,7 @@ func TestSteps(t *testing.T) {
 			t.Errorf("there is no %s", file)
 		}
 	}
-	if scaled(200, "0.001") != "1" || scaled(200, "0.1") != "20" {
+	if scaled(200, 0.001) != "1" || scaled(200, 0.1) != "20" {
 		t.Error("the numbers of requests")
 	}
 }
