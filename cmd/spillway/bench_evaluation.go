@@ -37,7 +37,7 @@ func (f *evaluationFlags) add(cmd *cobra.Command, scale string) {
 			return err
 		}
 		if (cmd.Flags().Changed("target") || cmd.Flags().Changed("make")) && f.rounds > 0 {
-			return nil // no lab is needed
+			return checkReport(f.json) // no lab is needed
 		}
 		return check(cmd, args)
 	}
