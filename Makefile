@@ -59,6 +59,11 @@ bench: setup build ## Measure requests, handovers, a path with delay, idle lease
 soak: build ## Disturb a lab for MINUTES (default 10) under clients that check every byte
 	build/spillway bench soak --cache $(CACHE) --minutes $(MINUTES)
 
+SCALE ?= 1
+.PHONY: evaluation
+evaluation: setup build ## Run the whole evaluation (hours; SCALE=0.1 is a tenth); report to build/evaluation
+	build/spillway bench all --cache $(CACHE) --scale $(SCALE) --out build/evaluation
+
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (default 20s)
 	@set -e; for pkg in $$($(GO) list ./...); do \
