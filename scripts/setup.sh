@@ -6,13 +6,15 @@
 #   curl              installed from Debian: a client to try a lab with, as `spillway lab up` tells;
 #   a guest kernel    Debian's generic linux-image package, downloaded and unpacked below the cache directory, never
 #                     installed. The cloud flavour will not do: it lacks 9p;
-#   nginx             Debian's package and those of its libraries, downloaded and unpacked likewise: the peer of the benches.
+#   nginx             Debian's package and those of its libraries, downloaded and unpacked likewise: the peer of the benches;
+#   a newer QEMU      Debian's backport, downloaded and unpacked likewise, for live migration only: 7.2 hangs after one in four
+#                     under TCG. It uses the libraries of the installed one.
 #
 # Usage: scripts/setup.sh [--check] [CACHE_DIR]
 #
 #   --check     change nothing; list what is missing and exit 1 when something is
-#   CACHE_DIR   default: build/cache in the checkout. The kernel goes to CACHE_DIR/kernel/<package version>/, nginx to
-#               CACHE_DIR/nginx/<package version>/
+#   CACHE_DIR   default: build/cache in the checkout. The kernel goes to CACHE_DIR/kernel/<package version>/, nginx and the
+#               newer QEMU to CACHE_DIR/nginx/ and CACHE_DIR/qemu/ likewise
 #
 # It reports each step on stderr. When nothing is missing it does nothing, silently and at once. Several checkouts may run it at the same time.
 set -euo pipefail
@@ -50,6 +52,10 @@ have_kernel() {
 
 have_nginx() {
   compgen -G "$1/nginx/[0-9]*/usr/sbin/nginx" >/dev/null
+}
+
+have_newer_qemu() {
+  compgen -G "$1/qemu/[0-9]*/usr/bin/qemu-system-x86_64" >/dev/null
 }
 
 # apt-get update fails at once when another process holds the lock of the package lists (DPkg::Lock::Timeout covers
@@ -136,6 +142,44 @@ fetch_nginx() {
   say "unpacked nginx $version into $cache/nginx/$version"
   mv -T "$work_dir/root" "$cache/nginx/$version" 2>/dev/null || have_nginx "$cache" ||
     die "cannot create $cache/nginx/$version"
+  remove_work_dir
+}
+
+# Runs apt-get with the package lists of the backports alone, which are no business of the machine's configuration.
+backports_apt() {
+  apt-get -qq -o Dir::Etc::SourceList="$work_dir/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+    -o Dir::State::Lists="$work_dir/apt/lists" -o Dir::Cache="$work_dir/apt/cache" -o APT::Sandbox::User=root -o Acquire::Retries=3 "$@"
+}
+
+fetch_newer_qemu() {
+  local cache=$1 codename mirror version package
+  mkdir -p "$cache/qemu"
+  work_dir=$(mktemp -d "$cache/qemu/.fetch.XXXXXX")
+  mkdir -p "$work_dir/apt/lists/partial" "$work_dir/apt/cache/archives/partial" "$work_dir/root"
+
+  codename=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
+  # Backports lie where the machine gets its release from.
+  mirror=$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' | sed -n "s/^$codename //p" | head -n 1)
+  [[ -n $mirror ]] || die "apt has no source for $codename: check /etc/apt/sources.list"
+  printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s-backports main\n' "$mirror" "$codename" \
+    >"$work_dir/apt/sources.list"
+  say "updating the package lists of $codename-backports"
+  backports_apt update || die "apt-get update failed: check the network"
+  say "downloading QEMU from $codename-backports"
+  (cd "$work_dir" && backports_apt download qemu-system-x86 qemu-system-common qemu-system-data seabios >/dev/null) ||
+    die "QEMU is not in $codename-backports"
+
+  version=$(dpkg-deb -f "$(compgen -G "$work_dir/qemu-system-x86_*.deb")" Version)
+  version=${version#*:} # without the epoch
+  say "unpacking QEMU $version into $cache/qemu/$version"
+  for package in "$work_dir"/*.deb; do
+    dpkg-deb -x "$package" "$work_dir/root"
+  done
+  if ldd "$work_dir/root/usr/bin/qemu-system-x86_64" | grep 'not found' >&2; then
+    die "QEMU $version lacks these libraries, which the installed qemu-system-x86 should have brought"
+  fi
+  mv -T "$work_dir/root" "$cache/qemu/$version" 2>/dev/null || have_newer_qemu "$cache" || die "cannot create $cache/qemu/$version"
+  remove_work_dir
 }
 
 main() {
@@ -159,6 +203,7 @@ main() {
   have_curl || missing+=("curl (Debian package)")
   have_kernel "$cache" || missing+=("guest kernel in $cache/kernel")
   have_nginx "$cache" || missing+=("nginx in $cache/nginx")
+  have_newer_qemu "$cache" || missing+=("QEMU for live migration in $cache/qemu")
   ((${#missing[@]})) || return 0
   if $check; then
     printf 'missing: %s\n' "${missing[@]}"
@@ -173,9 +218,9 @@ main() {
   have_qemu || install qemu-system-x86
   have_nft || install nftables
   have_curl || install curl
-  have_kernel "$cache" || fetch_kernel "$cache"
-  remove_work_dir
+  have_kernel "$cache" || { fetch_kernel "$cache" && remove_work_dir; }
   have_nginx "$cache" || fetch_nginx "$cache"
+  have_newer_qemu "$cache" || fetch_newer_qemu "$cache"
 }
 
 main "$@"

@@ -20,7 +20,7 @@ func labCommand() *cobra.Command {
 	return groupCommand(&cobra.Command{
 		Use:   "lab",
 		Short: "Run a whole deployment on this machine, to try it out",
-	}, labUpCommand(), labDownCommand())
+	}, labUpCommand(), labDownCommand(), labMigrateCommand())
 }
 
 // labFlags are what every command that makes a lab can be told.

@@ -27,12 +27,12 @@ var layers = []struct {
 		"internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/delayline", "internal/guestinit", "internal/netns", "internal/nginx", "internal/origin", "internal/qemu",
-		"internal/redirect", "internal/tcprepair", "internal/testkit",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/neighbor", "internal/netns", "internal/nginx", "internal/origin",
+		"internal/qemu", "internal/redirect", "internal/tcprepair", "internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/cache", "internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
-		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest",
+		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest", "internal/migrate",
 	}},
 	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/figures", "internal/lab", "internal/status"}},
 	{"L5 programs", []string{"cmd/spillway"}},
@@ -87,6 +87,7 @@ var syscallers = map[string]string{
 	"internal/media":           "error numbers only: which of them are a 404",
 	"internal/media/mediatest": "error numbers only",
 	"internal/mediafs":         "opens media without blocking on a FIFO; the fd for sendfile",
+	"internal/neighbor":        "packet sockets for what it announces, error numbers of netlink",
 	"internal/netns":           "a constant of netlink",
 	"internal/origin":          "opens files without blocking on a FIFO; error numbers",
 	"internal/qemu":            "pidfd, the tap device's ioctl, a namespace for QEMU",

@@ -36,9 +36,11 @@ type Agent struct {
 	// What a broken host or kernel causes at every request. Two, so that neither hides the other.
 	handovers, handbacks loglimit.Limiter
 
-	mu     sync.Mutex
-	links  []*link // none: the host is away
-	lastID uint32
+	mu      sync.Mutex
+	links   []*link       // none: the host is away
+	arrival chan struct{} // not nil: this VM moves; closed when the next session begins
+	moves   uint64        // that have ended so
+	lastID  uint32
 }
 
 // expectations of what a server's goroutine waits for.
@@ -93,7 +95,10 @@ func (a *Agent) Close() error {
 // Serve runs sessions over conn until it fails or ctx is done. One call at a time for each channel; channel.Keep calls it again on the next connection.
 func (a *Agent) Serve(ctx context.Context, conn session.Conn) error {
 	ended := func(err error) {
-		if ctx.Err() == nil { // else we have ended it, and err is only how it was interrupted
+		switch {
+		case errors.Is(err, session.ErrMove):
+			a.log.Info("session with the host ended", "reason", err)
+		case ctx.Err() == nil: // else we have ended it, and err is only how it was interrupted
 			a.log.Warn("session with the host ended", "error", err)
 		}
 	}

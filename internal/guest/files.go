@@ -45,19 +45,58 @@ func (a *Agent) ReadFileAt(file wire.FileRef, p []byte, off int64) (int, error) 
 	return n, nil
 }
 
-// fileRequest sends m and waits for its answer.
+// errMoving means that a request may be made again when the VM has arrived.
+var errMoving = fmt.Errorf("%w: the VM moves", wire.ReasonSession)
+
+// fileRequest sends m and waits for its answer. While the VM moves, it waits for a host.
 func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
+	until := time.Now().Add(fileTimeout)
+	for {
+		answer, err := askFor(a, m)
+		if err != errMoving || !a.awaitArrival(time.Until(until)) {
+			return answer, err
+		}
+	}
+}
+
+// awaitArrival waits until there is a session again. It returns false when that takes too long.
+func (a *Agent) awaitArrival(limit time.Duration) bool {
+	a.mu.Lock()
+	arrival := a.arrival
+	a.mu.Unlock()
+	if arrival == nil {
+		return limit > 0
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-arrival:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// askFor is one try of fileRequest.
+func askFor[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 	wait := make(chan fileAnswer, 1)
 	a.mu.Lock()
 	var l *link
 	for _, other := range a.links {
+		if other.moving { // its time is for the leases that come back: the sooner they are all here, the shorter everybody waits
+			continue
+		}
 		if l == nil || len(other.requests) < len(l.requests) {
 			l = other
 		}
 	}
 	if l == nil || len(l.requests) >= maxRequests {
+		moving := a.arrival != nil
 		a.mu.Unlock()
-		if l == nil {
+		switch {
+		case l == nil && moving:
+			return fileAnswer{}, errMoving
+		case l == nil:
 			return fileAnswer{}, wire.ReasonHostAway
 		}
 		return fileAnswer{}, wire.ReasonLimit
@@ -67,7 +106,7 @@ func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 	a.mu.Unlock()
 
 	if err := l.session.Write(wire.Append(nil, l.session.ID, id, 0, m)); err != nil {
-		return fileAnswer{}, wire.ReasonHostAway
+		return fileAnswer{}, l.gone(wire.ReasonHostAway)
 	}
 	timer := time.NewTimer(fileTimeout)
 	defer timer.Stop()
@@ -75,7 +114,7 @@ func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 	case answer, ok := <-wait:
 		switch {
 		case !ok:
-			return fileAnswer{}, wire.ReasonSession
+			return fileAnswer{}, l.gone(wire.ReasonSession)
 		case answer.reason != wire.ReasonOK:
 			return fileAnswer{}, answer.reason
 		}
@@ -88,6 +127,16 @@ func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 		a.mu.Unlock()
 		return fileAnswer{}, fmt.Errorf("%w: no answer within %v", wire.ReasonHostAway, fileTimeout)
 	}
+}
+
+// gone is the error of a request whose session has ended.
+func (l *link) gone(reason wire.Reason) error {
+	l.agent.mu.Lock()
+	defer l.agent.mu.Unlock()
+	if l.moving {
+		return errMoving
+	}
+	return reason
 }
 
 // answer is the event of ATTR and BYTES.

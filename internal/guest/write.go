@@ -241,12 +241,13 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.agent.policy.Mode == Off {
 		return c.readFromLocal(r) // whatever it is: the connection never leaves
 	}
+	moves := c.agent.moveCount()
 	n, done, err := c.readFromFile(r)
 	if done || err != nil {
 		return n, err
 	}
 	// A source that is no file may have nothing to say for a long time, in which others want to write.
-	m, err := io.Copy(writerFunc(c.writeTurn), r)
+	m, err := c.copyBody(r, moves)
 	return n + m, err
 }
 

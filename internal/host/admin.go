@@ -26,6 +26,8 @@ const adminTimeout = 10 * time.Second
 //	GET  /leases           Leases as JSON
 //	GET  /metrics          the same numbers as /status for Prometheus, and how long things take
 //	POST /recall?vm=NAME   calls a VM's connections back, those of all VMs without a name
+//
+// and the steps of a migration (serveMigration).
 func (d *Daemon) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, d.Status()) })
@@ -39,6 +41,7 @@ func (d *Daemon) AdminHandler() http.Handler {
 		}
 		answerJSON(w, map[string]int{"leases": leases})
 	})
+	d.serveMigration(mux)
 	d.serveCaches(mux)
 	return mux
 }

@@ -18,7 +18,8 @@ const (
 
 // entry is one thing to answer.
 type entry struct {
-	kind   wire.Type // STAT, READ, HANDOVER (refused) or DRAIN
+	kind   wire.Type  // STAT, READ, HANDOVER (refused) or DRAIN
+	flags  wire.Flags // of a DRAIN
 	id     uint32
 	reason wire.Reason // the answer if it is known already
 	read   wire.Read   // of a STAT, only share and path
@@ -72,8 +73,8 @@ func (d *desk) refuse(id uint32, reason wire.Reason) error {
 	return d.add(entry{kind: wire.TypeHandover, id: id, reason: reason})
 }
 
-// drain tells the guest that the daemon is stopping.
-func (d *desk) drain() { _ = d.add(entry{kind: wire.TypeDrain}) }
+// drain tells the guest that the daemon is stopping, or that the VM moves.
+func (d *desk) drain(flags wire.Flags) { _ = d.add(entry{kind: wire.TypeDrain, flags: flags}) }
 
 func (d *desk) add(e entry) error {
 	d.mu.Lock()
@@ -148,7 +149,7 @@ func (d *desk) answer(e entry) {
 	defer cancel()
 	switch e.kind {
 	case wire.TypeDrain:
-		_ = send(h, 0, 0, wire.Drain{})
+		_ = send(h, 0, e.flags, wire.Drain{})
 	case wire.TypeHandover:
 		_ = send(h, e.id, 0, wire.Refused{Reason: e.reason})
 	case wire.TypeStat:

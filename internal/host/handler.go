@@ -30,9 +30,12 @@ func newHandler(v *vm, s *session.Session) *handler {
 	v.mu.Lock()
 	v.handlers[h] = struct{}{}
 	v.mu.Unlock()
-	// After it is listed: whichever of this and Daemon.drain comes second tells the guest.
+	// After it is listed: whichever of this and Daemon.drain, or Hold, comes second tells the guest.
 	if v.daemon.draining.Load() {
-		h.desk.drain()
+		h.desk.drain(0)
+	}
+	if v.isHeld() {
+		h.desk.drain(wire.FlagMove)
 	}
 	return h
 }
@@ -81,7 +84,7 @@ func (h *handler) handover(id uint32, payload []byte) error {
 	switch {
 	case twice:
 		return breach("HANDOVER of lease %d, which lives", id)
-	case h.vm.daemon.draining.Load():
+	case h.vm.daemon.draining.Load() || h.vm.isHeld():
 		return h.refuse(id, wire.ReasonDraining)
 	case !h.vm.addresses[m.State.Local.Addr()]:
 		if skipped, ok := h.vm.complain.Allow(); ok {
@@ -104,7 +107,7 @@ func (h *handler) handover(id uint32, payload []byte) error {
 	h.mu.Lock()
 	h.leases[id] = l
 	h.mu.Unlock()
-	if h.vm.daemon.draining.Load() { // since the check above; Daemon.drain may have missed it
+	if h.vm.daemon.draining.Load() || h.vm.isHeld() { // since the check above; Daemon.drain or Hold may have missed it
 		l.callBack()
 	}
 	h.vm.daemon.active.Add(1)

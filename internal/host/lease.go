@@ -233,12 +233,12 @@ func (l *leaseConn) stop(reason wire.Reason) {
 	l.finishNow(reason)
 }
 
-// stall ends a lease whose client never took anything: with RST, as nobody would read anything else.
-func (l *leaseConn) stall() {
+// reset ends a lease whose client takes nothing: with RST, as nobody would read anything else.
+func (l *leaseConn) reset(reason wire.Reason) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.abort = true
-	l.finishNow(wire.ReasonClientStalled)
+	l.finishNow(reason)
 }
 
 // sessionEnded lets the sender finish what it has, and then close.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"spillway/internal/config"
+	"spillway/internal/wire"
 )
 
 // Sweeps per timeout, which is thus exceeded by at most an eighth.
@@ -80,5 +81,5 @@ func (l *leaseConn) blind(now time.Time) {
 		l.vm.log.Error("clients do not reach this host's sockets: no connection is taken over for a while",
 			"client", l.state.Remote, "local", l.state.Local, "for", blindFor)
 	}
-	l.stall()
+	l.reset(wire.ReasonClientStalled)
 }

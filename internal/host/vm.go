@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"strconv"
 	"sync"
+	"time"
 
 	"spillway/internal/channel"
 	"spillway/internal/config"
@@ -37,10 +38,12 @@ type vm struct {
 	blind     blindness
 	expects   expectations
 
-	mu       sync.Mutex
-	files    map[wire.FileRef]int // how many SENDs and READs under way use each file
-	leases   map[*leaseConn]struct{}
-	handlers map[*handler]struct{} // live sessions
+	mu        sync.Mutex
+	held      chan struct{} // not nil: the VM moves, and gets no session; closed when that is over
+	holdTimer *time.Timer
+	files     map[wire.FileRef]int // how many SENDs and READs under way use each file
+	leases    map[*leaseConn]struct{}
+	handlers  map[*handler]struct{} // live sessions
 }
 
 // expectations of what leases wait for.
@@ -101,6 +104,7 @@ func (v *vm) serve(ctx context.Context, conn channel.Conn, begins *loglimit.Limi
 		Silent:   v.daemon.cfg.Limits.SessionTimeout.Value(),
 		BusyPoll: v.daemon.cfg.BusyPoll.Value(),
 		Ended:    func(err error) { v.tellEnd(ctx, err) },
+		Offer:    v.mayOffer,
 	}
 	return session.Host(ctx, conn, hello, opts, func(s *session.Session) session.Handler {
 		h := newHandler(v, s)

@@ -20,7 +20,7 @@ import (
 var ErrNoLab = errors.New("no such lab")
 
 // roles are the namespaces that a lab may have.
-var roles = []string{"client", "host", "guest"}
+var roles = append([]string{"client", "host", "guest"}, segmentRoles...)
 
 // Down removes a lab that an earlier process made, whatever is left of it. say is told each thing that was found and removed.
 func Down(ctx context.Context, name string, say func(string)) error {
@@ -66,7 +66,7 @@ func down(ctx context.Context, name, dir string, say func(string)) error {
 // stopDaemons ends the daemons that a lab's state names, the host daemon last.
 func stopDaemons(s state, dir string, say func(string)) error {
 	var errs []error
-	for _, name := range []string{"baremetal", "vm", "offload", "lease", string(NginxHost), string(NginxVM), hostProcess, linkProcess} {
+	for _, name := range append([]string{"baremetal", "vm", "offload", "lease", string(NginxHost), string(NginxVM), hostProcess, linkProcess}, segmentRoles...) {
 		pid, ok := s.Processes[name]
 		if !ok || !isDaemon(pid, dir, s.Binary) {
 			continue

@@ -29,19 +29,23 @@ const maxSocketPathBytes = 107
 // and Stop removes the sockets.
 type Config struct {
 	Name      string
-	Binary    string // default: DefaultBinary
-	Kernel    string // an ELF file (Kernel.ELF) or a bzImage
-	Initrd    string // written by Initramfs.WriteFile
-	Append    string // more kernel parameters
-	MemoryMiB int    // default: 256
-	CPUs      int    // default: 1; under TCG a second one slows most things down
-	Accel     Accel  // default: AccelAuto
+	Binary    string   // default: DefaultBinary
+	Firmware  []string // directories with QEMU's firmware; none: those that Binary was built with
+	Kernel    string   // an ELF file (Kernel.ELF) or a bzImage
+	Initrd    string   // written by Initramfs.WriteFile
+	Append    string   // more kernel parameters
+	MemoryMiB int      // default: 256
+	CPUs      int      // default: 1; under TCG a second one slows most things down
+	Accel     Accel    // default: AccelAuto
 	RunDir    string
 	Taps      []Tap
 	Shares    []Share9p
 	Channels  []Channel
 	QMPSocket string   // default: qmp.sock in RunDir
-	ExtraArgs []string // more QEMU arguments, for instance -incoming
+	ExtraArgs []string // more QEMU arguments
+
+	// Incoming makes a VM that waits for another one to move into it, see QMP.Listen. Its devices must be the other's.
+	Incoming bool
 
 	// Detached lets the VM outlive this process: QEMU gets a session of its own and is not killed with us. Attach finds it
 	// again.
@@ -159,6 +163,12 @@ func (c Config) args(v Version) []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-name", escape(c.Name),
 		"-machine", "q35",
+	}
+	for _, dir := range c.Firmware {
+		args = append(args, "-L", dir)
+	}
+	if c.Incoming {
+		args = append(args, "-incoming", "defer", "-S") // and when the other one has moved in, it waits for QMP.Resume
 	}
 	accel := "kvm"
 	if c.Accel == AccelTCG {

@@ -26,7 +26,9 @@ func fullConfig() Config {
 			{Name: "spillway.ctl", SocketPath: "/run/vm0/ctl.sock", Listen: true},
 		},
 		Accel:     AccelKVM,
-		ExtraArgs: []string{"-incoming", "defer"},
+		Firmware:  []string{"/q/share/qemu", "/q/share/seabios"},
+		Incoming:  true,
+		ExtraArgs: []string{"-no-shutdown"},
 	}
 }
 

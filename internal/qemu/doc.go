@@ -6,7 +6,8 @@
 //
 // The steps, each one file: [FindKernel] finds the unpacked kernel package that scripts/setup.sh left behind, [Kernel.ELF]
 // decompresses it (a PVH boot of the ELF file is twice as fast as a boot of the bzImage), [Kernel.Modules] resolves modules
-// without depmod, [Initramfs] packs them with the init binary, [Start] runs QEMU, [QMP] talks to it.
+// without depmod, [Initramfs] packs them with the init binary, [Start] runs QEMU, [QMP] talks to it. A VM
+// that moves needs a newer QEMU ([FindProgram]), and two of them.
 //
 // It needs qemu-system-x86_64 7.2 or later and, for a VM with network interfaces, /dev/net/tun and CAP_NET_ADMIN in the
 // network namespace of each tap (CAP_SYS_ADMIN as well when that is not the caller's own). KVM is used where the

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrQMPClosed means that the QMP connection ended before the command was answered.
@@ -133,7 +136,17 @@ func (c *QMP) Close() error {
 // Execute runs one command and decodes its answer into reply, unless that is nil. Arguments may be nil. When the context
 // ends first, the command may or may not have been carried out.
 func (c *QMP) Execute(ctx context.Context, command string, arguments, reply any) error {
-	answer, id, err := c.send(ctx, command, arguments)
+	return c.execute(ctx, command, arguments, nil, reply)
+}
+
+// passFile gives QEMU a file, which knows it by a name from then on, for a command of this connection.
+func (c *QMP) passFile(ctx context.Context, name string, f *os.File) error {
+	return c.execute(ctx, "getfd", map[string]string{"fdname": name}, f, nil)
+}
+
+// execute is Execute; f, unless it is nil, goes with the command.
+func (c *QMP) execute(ctx context.Context, command string, arguments any, f *os.File, reply any) error {
+	answer, id, err := c.send(ctx, command, arguments, f)
 	if err != nil {
 		return fmt.Errorf("qemu: QMP command %s: %w", command, err)
 	}
@@ -160,7 +173,7 @@ func (c *QMP) Execute(ctx context.Context, command string, arguments, reply any)
 }
 
 // send registers and writes one command. The returned channel gets the answer or is closed.
-func (c *QMP) send(ctx context.Context, command string, arguments any) (<-chan qmpMessage, string, error) {
+func (c *QMP) send(ctx context.Context, command string, arguments any, f *os.File) (<-chan qmpMessage, string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -180,11 +193,31 @@ func (c *QMP) send(ctx context.Context, command string, arguments any) (<-chan q
 	c.pending[id] = answer
 	deadline, _ := ctx.Deadline() // the zero time means none
 	c.conn.SetWriteDeadline(deadline)
-	if _, err := c.conn.Write(append(line, '\n')); err != nil {
+	if err := c.write(append(line, '\n'), f); err != nil {
 		delete(c.pending, id)
+		if errors.Is(err, os.ErrDeadlineExceeded) { // the context's, a moment before the context itself
+			err = context.DeadlineExceeded
+		}
 		return nil, "", err
 	}
 	return answer, id, nil
+}
+
+// write writes a line, with a file if there is one. c.mu is held.
+func (c *QMP) write(line []byte, f *os.File) error {
+	if f == nil {
+		_, err := c.conn.Write(line)
+		return err
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var writeErr error
+	err = raw.Control(func(fd uintptr) {
+		_, _, writeErr = c.conn.(*net.UnixConn).WriteMsgUnix(line, unix.UnixRights(int(fd)), nil)
+	})
+	return errors.Join(err, writeErr)
 }
 
 // read distributes answers and events until the connection ends.

@@ -90,7 +90,7 @@ func TestQMPExecute(t *testing.T) {
 	slow := make(chan error, 1)
 	registered := make(chan struct{})
 	go func() {
-		a, _, err := c.send(t.Context(), "slow", nil)
+		a, _, err := c.send(t.Context(), "slow", nil, nil)
 		close(registered)
 		if err == nil {
 			if m := <-a; string(m.Return) != `{"name": "slow"}` {

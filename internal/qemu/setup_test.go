@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestSetupCheck proves that scripts/setup.sh and FindKernel agree on where a kernel lies. Where nginx lies package nginx tests.
+// TestSetupCheck proves that scripts/setup.sh and FindKernel and FindProgram agree on where things lie. Where nginx lies package nginx tests.
 func TestSetupCheck(t *testing.T) {
 	cache := t.TempDir()
 	check := func() (string, error) {
@@ -35,10 +35,23 @@ func TestSetupCheck(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(nginx, "nginx"), nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	bin := filepath.Join(cache, "qemu", "10.0.2+ds-2", "usr", "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := check(); err == nil || !strings.Contains(out, "missing: QEMU for live migration in "+cache) {
+		t.Errorf("--check of a cache without QEMU: %v, %q", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if out, err := check(); err != nil || out != "" {
 		t.Errorf("--check of a full cache: %v, %q", err, out)
 	}
 	if _, err := FindKernel(filepath.Join(cache, "kernel")); err != nil {
+		t.Error(err)
+	}
+	if _, err := FindProgram(filepath.Join(cache, "qemu")); err != nil {
 		t.Error(err)
 	}
 }

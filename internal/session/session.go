@@ -46,6 +46,8 @@ var (
 	ErrStuck   = errors.New("the other side takes no bytes")
 	ErrRestart = errors.New("the other side has started anew")
 	ErrVersion = errors.New("the other side speaks another version of the protocol")
+	// ErrMove is for Close: this side ends the session and looks for another one on the same channel, as the VM moves or has not moved after all.
+	ErrMove = errors.New("the VM moves")
 )
 
 // maxPending bounds the bytes that wait behind a write under way; who adds more waits.
@@ -72,7 +74,8 @@ type Session struct {
 	pending []byte    // frames that wait for the write under way
 	spare   []byte
 	writing bool
-	stuck   int // ticks that the write under way has lasted
+	stuck   int  // ticks that the write under way has lasted
+	deaf    bool // a write has failed: the other side has closed the channel
 	err     error
 }
 
@@ -119,6 +122,7 @@ func (s *Session) write(frames []byte) {
 	defer s.mu.Unlock()
 	s.stuck = 0
 	if err != nil {
+		s.deaf = true
 		s.failLocked(fmt.Errorf("channel write: %w", err))
 	}
 	waiting := s.pending

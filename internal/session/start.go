@@ -18,6 +18,8 @@ type Options struct {
 	// BusyPoll is how long Poll asks; 0: not at all.
 	BusyPoll time.Duration
 	Ended    func(error) // told why each session ended, and each offer that could not be understood
+	// Offer, at the host, waits until a session may be offered; nil: always. An error of it, which ctx is the reason of, ends Host.
+	Offer func(ctx context.Context) error
 }
 
 func (o Options) silent() time.Duration {
@@ -39,6 +41,11 @@ func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin 
 	hello.Version = wire.Version
 	l := &link{conn: conn, reader: wire.NewHostReader(conn), opts: opts}
 	return l.serve(ctx, func() (*Session, error) {
+		if opts.Offer != nil {
+			if err := opts.Offer(ctx); err != nil {
+				return nil, err
+			}
+		}
 		id := rand.Uint32() | 1 // 0 is no session
 		offer := wire.Append(nil, id, 0, 0, hello)
 		l.say(ctx, offer)
@@ -143,7 +150,7 @@ func (l *link) serve(ctx context.Context, agree func() (*Session, error), begin 
 
 // recoverable tells whether the channel can still carry a new session after err ended one.
 func recoverable(err error) bool {
-	return errors.Is(err, ErrRestart) || errors.Is(err, ErrSilent) || errors.Is(err, wire.ErrFormat) || errors.Is(err, os.ErrDeadlineExceeded)
+	return errors.Is(err, ErrRestart) || errors.Is(err, ErrMove) || errors.Is(err, ErrSilent) || errors.Is(err, wire.ErrFormat) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // sync returns the next frame that begins a session.

@@ -80,6 +80,7 @@ func messageCases() []messageCase {
 		{"pong", 0, Pong{Token: 0x0123456789abcdef}},
 		{"pong-max", 0, Pong{Token: math.MaxUint64}},
 		{"drain", 0, Drain{}},
+		{"drain-move", FlagMove, Drain{}},
 
 		{"stat", 0, Stat{Share: file.Share, Path: file.Path}},
 		{"stat-shortest", 0, Stat{Share: "m", Path: "x"}},

@@ -98,7 +98,7 @@ func TestSpecifiedTypes(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("types (-specification +code):\n%s", diff)
 	}
-	names := map[string]Flags{"DATA MORE": FlagMore, "SEND RETURN": FlagReturn, "SENT STARTED": FlagStarted, "CLOSE ABORT": FlagAbort}
+	names := map[string]Flags{"DATA MORE": FlagMore, "SEND RETURN": FlagReturn, "SENT STARTED": FlagStarted, "CLOSE ABORT": FlagAbort, "DRAIN MOVE": FlagMove}
 	if diff := cmp.Diff(flagNames, names); diff != "" {
 		t.Errorf("flags (-specification +code):\n%s", diff)
 	}

@@ -37,7 +37,7 @@ type (
 	Ping struct{ Token uint64 }
 	// Pong answers a Ping.
 	Pong struct{ Token uint64 }
-	// Drain announces that the daemon stops.
+	// Drain announces that the daemon stops, or (FlagMove) that the VM moves.
 	Drain struct{}
 )
 

@@ -11,7 +11,7 @@ import (
 )
 
 // Version of the protocol. Both sides must speak the same.
-const Version = 2
+const Version = 3
 
 // Limits of docs/wire.md.
 const (
@@ -69,6 +69,7 @@ const (
 	FlagReturn  Flags = 1 // SEND: hand the connection back afterwards
 	FlagStarted Flags = 1 // SENT: bytes of the SEND have reached the socket
 	FlagAbort   Flags = 1 // CLOSE: reset the connection now
+	FlagMove    Flags = 1 // DRAIN: the VM is about to move to another host
 )
 
 // kind is what the format says of one frame type.
@@ -93,7 +94,7 @@ func kindOf(t Type) kind {
 	case TypePong:
 		return kind{"PONG", true, 0, func(p []byte) (Message, error) { return ParsePong(p) }}
 	case TypeDrain:
-		return kind{"DRAIN", true, 0, func(p []byte) (Message, error) { return Drain{}, parseEmpty(p) }}
+		return kind{"DRAIN", true, FlagMove, func(p []byte) (Message, error) { return Drain{}, parseEmpty(p) }}
 	case TypeStat:
 		return kind{"STAT", false, 0, func(p []byte) (Message, error) { return ParseStat(p) }}
 	case TypeAttr:

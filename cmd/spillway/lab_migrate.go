@@ -1,0 +1,90 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"spillway/internal/bench"
+	"spillway/internal/config"
+	"spillway/internal/evaluation"
+	"spillway/internal/lab"
+)
+
+func labMigrateCommand() *cobra.Command {
+	var flags labFlags
+	var name, file string
+	var bandwidth config.Size
+	plan := evaluation.MovesPlan{Clients: evaluation.DefaultMoveClients()}
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Move a VM between two hosts while ten clients stream from it",
+		Long: `Move a VM between two hosts while ten clients stream from it, each over one connection: one downloads the Smart TV segments, eight the Tablet ones, and
+one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong byte ends it. docs/migration.md explains the figures.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := plan.Validate(); err != nil {
+				return err
+			}
+			opts, err := flags.options(name, "", io.Discard)
+			if err != nil {
+				return err
+			}
+			plan.BytesPerSecond = int64(bandwidth)
+			progress := bench.NewProgress(os.Stderr)
+			files, err := lab.DemoFiles(cmd.Context(), flags.cache, func(step string) { progress.Step("%s", step) })
+			if err != nil {
+				return err
+			}
+			opts.Files = files.Dir
+			report, err := evaluation.RunMoves(cmd.Context(), opts, files, plan, progress)
+			if report != nil {
+				printMoves(cmd.OutOrStdout(), report)
+				if file != "" {
+					err = joinWrite(err, file, report)
+				}
+			}
+			return err
+		},
+	}
+	flags.vm = string(lab.QEMU)
+	flags.link, bandwidth = lab.Link{BitsPerSecond: 1e9}, 64<<20
+	cmd.Flags().StringVar(&flags.cache, "cache", "build/cache", "where scripts/setup.sh has put guest kernel and QEMU, and where data sets are kept")
+	cmd.Flags().Var(&flags.link, "link", "rate of the clients' link")
+	cmd.Flags().StringVar(&name, "name", fmt.Sprintf("migrate-%d", os.Getpid()), "the lab's name")
+	cmd.Flags().IntVar(&plan.Moves, "moves", 20, "how often the VM moves: there, and back, and there …")
+	cmd.Flags().DurationVar(&plan.Between, "between", 2*time.Second, "undisturbed streaming before each move")
+	cmd.Flags().Var(&bandwidth, "bandwidth", "of pre-copy, bytes a second; 0: as fast as it goes")
+	cmd.Flags().StringVar(&file, "json", "", "also write the report, with the bandwidth over time, to this file")
+	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
+	return cmd
+}
+
+// joinWrite writes a report as JSON.
+func joinWrite(err error, file string, report any) error {
+	text, merr := json.MarshalIndent(report, "", "  ")
+	if merr == nil {
+		merr = os.WriteFile(file, append(text, '\n'), 0o644)
+	}
+	if err == nil {
+		err = merr
+	}
+	return err
+}
+
+func printMoves(out io.Writer, r *evaluation.MovesReport) {
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "move\ttotal ms\tpre-copy ms\trecalled\thold ms\tpaused ms\tdowntime ms\tlongest stall ms\t(before)\tMB/s before\tduring\t%\t")
+	for i, m := range r.Moves {
+		fmt.Fprintf(t, "%d\t%.0f\t%.0f\t%d\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.0f\t\n", i+1, m.TotalMs, m.PhasesMs["precopy"], m.Recalled, m.HoldMs, m.PausedMs, m.DowntimeMs,
+			m.StallMs, m.StallBeforeMs, m.BeforeMBps, m.DuringMBps, 100*m.DuringMBps/m.BeforeMBps)
+	}
+	t.Flush()
+	fmt.Fprintf(out, "%d requests, %.1f MB, every byte right, on ten connections that lived all the time; accelerator %s, QEMU %s\n",
+		r.Requests, float64(r.Bytes)/1e6, r.Environment.Accelerator, r.Environment.QEMU)
+}

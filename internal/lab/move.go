@@ -1,0 +1,44 @@
+package lab
+
+import (
+	"context"
+	"path/filepath"
+
+	"spillway/internal/migrate"
+	"spillway/internal/qemu"
+)
+
+// MovePlan is the plan of a move of the guest to the host where it is not. The caller may change it.
+func (s *Segment) MovePlan() migrate.Plan {
+	from, to := s.At, 1-s.At
+	return migrate.Plan{
+		VM: vmName, From: s.Hosts[from].side(), To: s.Hosts[to].side(),
+		URI:     "unix:" + filepath.Join(s.Hosts[to].Dir, "migration.sock"),
+		Options: qemu.MigrationOptions{},
+		Start:   func(ctx context.Context) error { return s.StartIncoming(ctx, to) },
+		Stop:    func(context.Context) error { return s.StopVM(to) },
+	}
+}
+
+func (h *SegmentHost) side() migrate.Side {
+	return migrate.Side{Name: h.Name, Admin: h.Admin(), QMP: h.QMP(), Addresses: h.Addresses}
+}
+
+// Move carries out a plan, and knows then where the guest is. The QEMU of the host that it has left is collected.
+func (s *Segment) Move(ctx context.Context, plan migrate.Plan) (*migrate.Report, error) {
+	report, err := migrate.Run(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.StopVM(s.At); err != nil {
+		return nil, err
+	}
+	s.At = 1 - s.At
+	return report, nil
+}
+
+// VMAccel is what runs the guest's instructions.
+func (s *Segment) VMAccel() qemu.Accel { return s.Hosts[s.At].VM.Accel() }
+
+// VMVersion is QEMU's version.
+func (s *Segment) VMVersion() string { return s.Hosts[s.At].VM.Version().String() }
