@@ -14,7 +14,7 @@ const infoOptUsecTS = 1 << 6
 
 // Extract enters repair mode and reads the connection on the frozen fd into st, except Local and Remote, which the caller
 // has, and what ReadOptions fills. An MSS other than 0 is kept: it is constant for the life of a connection, so the side that
-// restored it knows it. The caller owns fd.
+// restored it knows it. So is a congestion window that the connection began with on this socket and has not filled. The caller owns fd.
 //
 // It refuses with ErrNotEstablished, ErrUnread, ErrUnacked, ErrNotPlainTCP, ErrWindowShrunk or ErrPeerWindow in an *Error, which tells
 // whether the socket is in repair mode by then. Thaw undoes both.
@@ -164,11 +164,11 @@ func (c *calls) enterRepair(i *info) error {
 	return nil
 }
 
-// readRepair reads what only repair mode tells, and i.
+// readRepair reads what only repair mode tells, and i. Before, st.Cwnd is the window that the socket began with; 0: TCP's own.
 func (c *calls) readRepair(st *tcpstate.State, i *info) {
 	st.Options = i.options & (tcpstate.OptTimestamps | tcpstate.OptSACK | tcpstate.OptWScale)
 	st.SendWScale, st.RecvWScale = i.wscale&0xf, i.wscale>>4
-	st.Cwnd, st.Ssthresh = min(i.startWindow(), tcpstate.MaxCwnd), i.sndSsthresh
+	st.Cwnd, st.Ssthresh = min(i.startWindow(st.Cwnd), tcpstate.MaxCwnd), i.sndSsthresh
 	if st.Ssthresh > tcpstate.MaxCwnd { // TCP_INFINITE_SSTHRESH (include/net/tcp.h): none was found
 		st.Ssthresh = 0
 	}
@@ -194,8 +194,14 @@ const initialWindow = 10
 
 // startWindow is the congestion window that the connection would send its next data with: after a pause it is halved for each retransmission timeout that
 // has passed, down to the initial one (RFC 2861; tcp_cwnd_restart, net/ipv4/tcp_output.c).
-func (i *info) startWindow() uint32 {
+//
+// A window that began with so many segments has not grown before these were delivered: BBR adds to the window what is acknowledged, whether there was use for it or
+// not, until it knows the path (bbr_set_cwnd, net/ipv4/tcp_bbr.c), which it begins to learn anew with each change of hands.
+func (i *info) startWindow(began uint32) uint32 {
 	w := i.sndCwnd
+	if began = max(began, initialWindow); i.delivered < began {
+		w = min(w, began)
+	}
 	for idle := int64(i.sinceDataMs) * 1000; idle > int64(i.rtoUs) && i.rtoUs > 0 && w > initialWindow; idle -= int64(i.rtoUs) {
 		w = max(w/2, initialWindow)
 	}
