@@ -19,12 +19,13 @@ const (
 // copyBody sends r by the guest's own means. When the VM has moved since the response began (moves of them had been before), the host that it has come to gets the
 // rest of it: a response may be as long as a film.
 func (c *Conn) copyBody(r io.Reader, moves uint64) (n int64, err error) {
-	host := isHostFile(r)
+	if !isHostFile(r) {
+		return io.Copy(writerFunc(c.writeTurn), r)
+	}
+	buf := make([]byte, againAfter)
 	for {
-		if host {
-			c.agent.awaitArrival(fileTimeout) // reading would wait for it, too
-		}
-		if now := c.agent.moveCount(); host && now != moves && c.awaitAcked() {
+		c.agent.awaitArrival(fileTimeout) // reading would wait for it, too
+		if now := c.agent.moveCount(); now != moves && c.awaitAcked() {
 			moves = now
 			m, done, err := c.readFromFile(r)
 			n += m
@@ -32,12 +33,9 @@ func (c *Conn) copyBody(r io.Reader, moves uint64) (n int64, err error) {
 				return n, err
 			}
 		}
-		m, err := io.CopyN(writerFunc(c.writeTurn), r, againAfter)
+		m, err := io.CopyBuffer(writerFunc(c.writeTurn), io.LimitReader(r, againAfter), buf)
 		n += m
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
+		if err != nil || m < againAfter {
 			return n, err
 		}
 	}
