@@ -2,7 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -55,6 +60,7 @@ func TestVMMigration(t *testing.T) {
 		{"no destination", moveNowhere},
 		{"source daemon dies in pre-copy", moveSourceDaemonDies},
 		{"there and back again", moveStreaming},
+		{"by the command", moveByCommand},
 		{"the channel does not come back", moveChannelAway},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, s, files) })
@@ -223,5 +229,44 @@ func moveChannelAway(t *testing.T, s *lab.Segment, files *media) {
 		must(t, s.HostStatus(ctx, to, &status))
 		return status.VMs[0].Sessions == 1
 	})
+	servedAgain(t, s, files)
+}
+
+// moveByCommand is a move by `spillway migrate`, as an operator makes it. The destination's QEMU is started by the test when the configured command asks for it.
+func moveByCommand(t *testing.T, s *lab.Segment, files *media) {
+	streaming, rest := begun(t, s.Lab, files, lab.Lease)
+	defer streaming.Close()
+	from, to := s.At, 1-s.At
+	asked := filepath.Join(t.TempDir(), "start")
+	text := "[[vm]]\nname = \"vm0\"\n"
+	for _, h := range s.Hosts {
+		text += fmt.Sprintf("[[vm.host]]\nname = %q\nadmin = %q\nqmp = %q\naddresses = [\"%s\", \"%s\"]\nincoming = %q\nstart = [\"touch\", %q]\nstop = [\"false\"]\n",
+			h.Name, h.Admin(), h.QMP(), h.Addresses[0], h.Addresses[1], s.MovePlan().URI, asked)
+	}
+	file := filepath.Join(t.TempDir(), "migrate.toml")
+	must(t, os.WriteFile(file, []byte(text), 0o644))
+	started := make(chan error, 1)
+	go func() {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			if _, err := os.Stat(asked); err == nil {
+				started <- s.StartIncoming(context.Background(), to)
+				return
+			}
+		}
+		started <- errors.New("nobody asked for it")
+	}()
+	out, err := exec.Command(program, "migrate", "vm0", "--to", s.Hosts[to].Name, "--config", file, "--json").Output()
+	must(t, <-started)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, err.(*exec.ExitError).Stderr)
+	}
+	must(t, s.StopVM(from))
+	s.At = to
+	var report migrate.Report
+	must(t, json.Unmarshal(out, &report))
+	if report.VM != "vm0" || report.To != s.Hosts[to].Name || report.Recalled != 1 || report.Closed != 0 {
+		t.Errorf("%s", out)
+	}
+	streaming.take(rest)
 	servedAgain(t, s, files)
 }
