@@ -207,7 +207,10 @@ func (v *vm) recallStuck(ctx context.Context, timeout time.Duration) (back int) 
 	return all - len(stuck)
 }
 
-// stuck tells whether there is something for the client and nothing of it is on its way.
+// slowFlight is how much may be on its way to a client that has no room, bytes: it makes room by a segment or two at a time.
+const slowFlight = 4 << 10
+
+// stuck tells whether there is something for the client and next to nothing of it is on its way.
 func (l *leaseConn) stuck() bool {
 	l.mu.Lock()
 	live := l.live
@@ -220,7 +223,7 @@ func (l *leaseConn) stuck() bool {
 		return false // closed meanwhile
 	}
 	unsent, err := l.socket.unsent()
-	return err == nil && unsent > 0 && outstanding == unsent
+	return err == nil && unsent > 0 && outstanding-unsent < slowFlight
 }
 
 // awaitIdle waits until busy returns 0. Leases that did not come back at once are asked again.
