@@ -42,9 +42,28 @@ func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
 		if f.rounds < 1 {
 			return fmt.Errorf("--rounds %d: at least 1 is needed", f.rounds)
 		}
+		if err := checkReport(f.json); err != nil {
+			return err
+		}
 		_, err := f.options("check", "", io.Discard)
 		return err
 	}
+}
+
+// checkReport finds out before a long run whether its report can be written.
+func checkReport(file string) error {
+	if file == "" {
+		return nil
+	}
+	dir := filepath.Dir(file)
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		err = fmt.Errorf("%s is no directory", dir)
+	}
+	if err != nil {
+		return fmt.Errorf("--json %s: %w; make the directory first", file, err)
+	}
+	return nil
 }
 
 // perRound divides n requests over the rounds, and makes some more of them when that leaves a rest.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +26,7 @@ ask at once, and every body is checked. Fails on an error, a wrong body, a conne
 host daemon or guest server take more than 24,000 bytes of resident memory for each lease, or more than 200 threads.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := plan.Validate(); err != nil {
+			if err := errors.Join(plan.Validate(), checkReport(json)); err != nil {
 				return err
 			}
 			opts, err := flags.options(fmt.Sprintf("idle-%d", os.Getpid()), filepath.Join(flags.cache, "sizes"), io.Discard)

@@ -113,7 +113,7 @@ func NewReport(bench string, env Env) *Report {
 	return &Report{Schema: Schema, Bench: bench, Env: env, Rows: []Row{}}
 }
 
-// WriteFile puts the report's JSON in place at once: a reader sees the old file or the new one. The directory is made when it is missing. What is no
+// WriteFile puts the report's JSON in place at once: a reader sees the old file or the new one. What is no
 // regular file, as /dev/stdout, is written to.
 func (r *Report) WriteFile(path string) (err error) {
 	defer func() {
@@ -133,9 +133,6 @@ func (r *Report) WriteFile(path string) (err error) {
 		path = target // and not the link is replaced
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err

@@ -62,7 +62,7 @@ func golden(t *testing.T, name string, got []byte) {
 }
 
 func TestReportJSON(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "build", "demo.json")
+	path := filepath.Join(t.TempDir(), "demo.json")
 	r := sample()
 	for range 2 { // the second time over a file that is there
 		if err := r.WriteFile(path); err != nil {

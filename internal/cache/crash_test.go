@@ -163,6 +163,11 @@ func TestDamage(t *testing.T) {
 				r.web.put("f", want, "1")
 				r.get("f", want)
 				path := r.dataFile("f")
+				r.eventually("the file is complete", func() bool {
+					f := r.acquire(r.ref("f"))
+					defer f.Release()
+					return f.Complete()
+				})
 				if !running {
 					r.Close()
 				} else {

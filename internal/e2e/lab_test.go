@@ -200,37 +200,49 @@ func killServer(t testing.TB, l *lab.Lab, arm lab.Arm) {
 func serveWithoutMount(t *testing.T, l *lab.Lab, arm lab.Arm) {
 	t.Helper()
 	killServer(t, l, arm)
+	s := startOwnServer(t, l, arm, channelSocket(l, arm), "")
+	t.Cleanup(func() { s.stop(syscall.SIGTERM) })
+	waitArm(t, l, arm)
+}
+
+// ownServer is a server that a test has started in the place of an arm's.
+type ownServer struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	ended <-chan struct{}
+}
+
+// startOwnServer starts a server at an arm's address, whose own has ended, with a channel and a mount of the test's choice.
+func startOwnServer(t *testing.T, l *lab.Lab, arm lab.Arm, socket, mount string) *ownServer {
+	t.Helper()
 	_, port, _ := strings.Cut(l.Addr(arm), ":")
 	number, err := strconv.Atoi(port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.Create(l.LogPath("unmounted-" + string(arm)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	log, err := os.OpenFile(l.LogPath("own-"+string(arm)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	must(t, err)
 	defer log.Close()
 	cmd := exec.Command(program, "serve", "--listen", ":"+port, "--admin", fmt.Sprintf(":%d", number+1000),
-		"--share", "media:/media/:", "--mode", string(arm), "--channel", "unix:"+channelSocket(l, arm), "--threshold", l.Threshold.String())
+		"--share", "media:/media/:"+mount, "--mode", string(arm), "--channel", "unix:"+socket, "--threshold", l.Threshold.String())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ended, err := l.Guest.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended, which the test has seen
-		select {
-		case <-ended:
-			if !cmd.ProcessState.Success() {
-				t.Errorf("the server without a mount: %v", cmd.ProcessState)
-			}
-		case <-time.After(patience):
-			t.Error("the server without a mount does not end")
-			_ = cmd.Process.Kill()
+	must(t, err)
+	return &ownServer{t, cmd, ended}
+}
+
+// stop ends the server. One that is asked to end must end well.
+func (s *ownServer) stop(sig syscall.Signal) {
+	s.t.Helper()
+	_ = s.cmd.Process.Signal(sig) // it may have ended, which the test has seen
+	select {
+	case <-s.ended:
+		if sig == syscall.SIGTERM && !s.cmd.ProcessState.Success() {
+			s.t.Errorf("the test's own server: %v", s.cmd.ProcessState)
 		}
-	})
-	waitArm(t, l, arm)
+	case <-time.After(patience):
+		s.t.Error("the test's own server does not end")
+		_ = s.cmd.Process.Kill()
+	}
 }
 
 // channelSocket is where the daemon listens for an arm's server.

@@ -18,7 +18,7 @@ const (
 	daemonBytesEach = 80 << 10 // what a lease may take of the daemon's memory (examples/host.toml)
 	daemonBytes     = 16 << 20 // what the daemon may take for itself
 	queuedBytesEach = 1 << 20  // what may wait to be sent on the first leases; on later ones less
-	queuedSlack     = 1 << 20  // what was sent, and the client's kernel had no room for
+	queuedSlack     = 2 << 20  // what was sent, and the client's kernel had no room for
 )
 
 // TestStalledClients: clients that take no more, on all of a VM's leases, cost the host so much memory and no more, and nobody else anything.

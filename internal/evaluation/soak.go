@@ -217,14 +217,14 @@ func (s *soak) after(ctx context.Context, before map[string]int) error {
 		if err := s.waitArm(ctx, arm); err != nil {
 			return err
 		}
-		if _, err := settled(ctx, s.lab, arm); err != nil {
+		if err := s.noLeases(ctx, arm); err != nil {
 			return err
 		}
 		c := &soakClient{soak: s, number: -1}
 		if err := c.fetchAll(ctx, arm); err != nil {
 			return fmt.Errorf("after all was over: %w", err)
 		}
-		if _, err := settled(ctx, s.lab, arm); err != nil {
+		if err := s.noLeases(ctx, arm); err != nil {
 			return err
 		}
 	}

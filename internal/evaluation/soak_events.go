@@ -145,6 +145,19 @@ func (s *soak) waitArm(ctx context.Context, arm lab.Arm) error {
 	return s.lab.WaitArm(ctx, arm)
 }
 
+// noLeases waits until no connection of an arm is with the host. An error says what the leases do that are left.
+func (s *soak) noLeases(ctx context.Context, arm lab.Arm) error {
+	_, err := settled(ctx, s.lab, arm)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	var leases host.Leases
+	if hostErr := s.lab.HostAdmin(ctx, http.MethodGet, "/leases", &leases); hostErr != nil {
+		return errors.Join(err, hostErr)
+	}
+	return fmt.Errorf("%w: %+v", err, leases.VMs)
+}
+
 // noHostLeases waits until the daemon has no lease.
 func (s *soak) noHostLeases(ctx context.Context) error {
 	return eventually(ctx, settleTimeout, func() error {

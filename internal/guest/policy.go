@@ -49,8 +49,10 @@ func (a *Agent) refusal(count int64) wire.Reason {
 	switch {
 	case a.policy.Mode == Off:
 		return wire.ReasonOff
-	case count < a.policy.Threshold, a.costs != nil && a.costs.choose(count) == locally:
+	case count < a.policy.Threshold:
 		return wire.ReasonSmall
+	case a.costs != nil && a.costs.choose(count) == locally:
+		return wire.ReasonCostly
 	}
 	return wire.ReasonOK
 }

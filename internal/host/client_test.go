@@ -81,6 +81,29 @@ func TestClientResets(t *testing.T) {
 	}
 }
 
+// TestClientResetsUnacknowledged: a client that goes while the daemon waits for its acknowledgements, to give the connection back, is not waited for.
+func TestClientResetsUnacknowledged(t *testing.T) {
+	const size = 40_000 // more than the client takes, and less than what the host's socket does
+	r := newRig(t, drainTimeout(time.Hour))
+	r.write("medium", r.big[:size])
+	g := r.guest(0)
+	c := r.connect()
+	if err := c.client.SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	g.send(1, wire.FlagReturn, c.freeze(), r.whole("medium", ""))
+	expect[wire.Granted](g, 1)
+	expect[wire.Sent](g, 1)
+	if unacked := r.daemon.Leases().VMs[0].Leases[0].UnackedBytes; unacked == 0 {
+		t.Fatal("the client has taken everything: nothing is tested")
+	}
+	c.reset()
+	if m := g.closed(1); m.Reason != wire.ReasonClientGone {
+		t.Errorf("CLOSED %v", m.Reason)
+	}
+	c.release()
+}
+
 // TestClientResetsInHandback: a guest that takes a connection which its client has reset meanwhile hears that the client is gone, and of no failure.
 func TestClientResetsInHandback(t *testing.T) {
 	r := newRig(t)

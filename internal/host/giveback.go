@@ -83,7 +83,8 @@ func (l *leaseConn) keep(err error) wire.Reason {
 	return wire.ReasonOK
 }
 
-// await waits until the client has acknowledged enough. It gives up when something else is to be done.
+// await waits until the client has acknowledged enough. It gives up when something else is to be done, and when the client has reset the connection: what
+// it had not acknowledged stays counted (tcp_ioctl, net/ipv4/tcp.c), and the receiver, which would tell, rests meanwhile.
 func (l *leaseConn) await(enough func() bool) bool {
 	limit := time.Now().Add(l.vm.daemon.cfg.Limits.DrainTimeout.Value())
 	pause := drainSleepMin
@@ -99,7 +100,7 @@ func (l *leaseConn) await(enough func() bool) bool {
 			return true
 		case i < drainYields:
 			runtime.Gosched()
-		case time.Now().After(limit):
+		case time.Now().After(limit) || l.socket.isClosed():
 			return false
 		default:
 			time.Sleep(pause)

@@ -145,7 +145,7 @@ func (s *socket) Seal() (late []byte, end bool, err error) {
 			return err
 		}
 		if late, end = make([]byte, n), fin; n > 0 {
-			if err := tcprepair.PeekLate(fd, late); err != nil {
+			if err := tcprepair.ReadLate(fd, late); err != nil {
 				return err
 			}
 		}
@@ -255,6 +255,12 @@ func (s *socket) state() (state tcprepair.ConnState, err error) {
 		return err
 	})
 	return state, err
+}
+
+// isClosed tells whether the connection is over in the kernel, as after the client's reset.
+func (s *socket) isClosed() bool {
+	state, err := s.state()
+	return err == nil && state == tcprepair.Closed
 }
 
 // shutdown sends the FIN.

@@ -7,21 +7,26 @@ import (
 	"spillway/internal/wire"
 )
 
+// drainNotice is how long a stopping daemon listens at least, if there is anybody: a HANDOVER may be on its way that crosses with DRAIN. Refused, it costs its
+// client nothing; unheard, it costs the connection. Much longer than a guest takes from its decision to the frame, under TCG too.
+const drainNotice = 100 * time.Millisecond
+
 // drainPoll is how often a stopping daemon looks whether all leases have ended.
 const drainPoll = 5 * time.Millisecond
 
-// drain tells the guests that the daemon stops, calls all connections back, and waits until there is no lease any more or the limit is
-// reached.
+// drain tells the guests that the daemon stops, calls all connections back, and waits until there is no lease any more, nor one on its way, or the
+// limit is reached.
 func (d *Daemon) drain() {
 	d.draining.Store(true)
-	leases := 0
+	leases, guests := 0, 0
 	for _, v := range d.vms {
-		v.eachHandler(func(h *handler) { h.desk.drain(0) })
+		guests += v.eachHandler(func(h *handler) { h.desk.drain(0) })
 		leases += v.eachLease((*leaseConn).callBack)
 	}
-	limit := time.Now().Add(d.cfg.Limits.DrainTimeout.Value())
+	began := time.Now()
+	limit := began.Add(d.cfg.Limits.DrainTimeout.Value())
 	d.log.Info("host daemon drains", "leases", leases)
-	for d.active.Load() > 0 && time.Now().Before(limit) {
+	for (d.active.Load() > 0 || guests > 0 && time.Since(began) < drainNotice) && time.Now().Before(limit) {
 		time.Sleep(drainPoll)
 	}
 }

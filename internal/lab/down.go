@@ -44,12 +44,13 @@ func down(ctx context.Context, name, dir string, say func(string)) error {
 	} else if !errors.Is(err, qemu.ErrNotRunning) {
 		errs = append(errs, err)
 	}
-	if s, err := readState(dir); err == nil {
+	s, err := readState(dir)
+	if err == nil {
 		errs = append(errs, stopDaemons(s, dir, say))
 	} else {
 		say(fmt.Sprintf("its state is lost (%v): looking for its processes by its namespaces and its directory", err))
-		errs = append(errs, stopStrays(name, dir, say))
 	}
+	errs = append(errs, stopStrays(name, dir, err != nil, say))
 	for _, role := range roles {
 		file := netns.Path(namespaceName(name, role))
 		if _, err := os.Lstat(file); errors.Is(err, os.ErrNotExist) {
@@ -82,9 +83,10 @@ func isDaemon(pid int, dir, binary string) bool {
 	return strings.HasPrefix(cmdline, binary+"\x00") && (strings.Contains(cmdline, dir) || strings.Contains(cmdline, "\x00serve\x00"))
 }
 
-// stopStrays ends the processes of a lab whose state is lost: those in its namespaces, and QEMU and our own that were told of its directory. This
+// stopStrays ends QEMU and our own programs that are in a lab's namespaces or were told of its directory, started by whomever, and with all, as the lab's
+// state is lost, everything that is in its namespaces. This
 // process and its ancestors, which may be a shell in one of the namespaces, go on.
-func stopStrays(name, dir string, say func(string)) error {
+func stopStrays(name, dir string, all bool, say func(string)) error {
 	var spaces []os.FileInfo
 	for _, role := range roles {
 		if info, err := os.Stat(netns.Path(namespaceName(name, role))); err == nil {
@@ -95,8 +97,12 @@ func stopStrays(name, dir string, say func(string)) error {
 		cmdline := commandLine(pid)
 		program, _, _ := strings.Cut(cmdline, "\x00")
 		program = filepath.Base(program)
-		if (program == "spillway" || strings.HasPrefix(program, "qemu-system-")) && strings.Contains(cmdline, dir+"/") {
+		ours := program == "spillway" || strings.HasPrefix(program, "qemu-system-")
+		if ours && strings.Contains(cmdline, dir+"/") {
 			return true // and not whoever reads its logs
+		}
+		if !ours && !all {
+			return false
 		}
 		own, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
 		return err == nil && slices.ContainsFunc(spaces, func(space os.FileInfo) bool { return os.SameFile(space, own) })

@@ -269,3 +269,44 @@ func TestDownLostState(t *testing.T) {
 		t.Error("a process outside of the lab was ended")
 	}
 }
+
+// TestDownRestarted: Down ends a program of ours that somebody has started in the lab by hand, and leaves theirs alone.
+func TestDownRestarted(t *testing.T) {
+	name := labName()
+	t.Cleanup(func() { _ = Down(context.Background(), name, quiet) })
+	binary := buildBinary(t)
+	l, err := Up(t.Context(), Options{Name: name, VM: NetNS, Binary: binary, Files: t.TempDir(), Detached: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func(args ...string) (*exec.Cmd, <-chan struct{}) {
+		t.Helper()
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		ended, err := l.Guest.Start(cmd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cmd, ended
+	}
+	ours, oursEnded := start(binary, "serve", "--mode", "off", "--listen", "127.0.0.1:0", "--share", "media:/:"+t.TempDir())
+	theirs, theirsEnded := start("sleep", "1000")
+	defer func() {
+		_ = theirs.Process.Kill()
+		<-theirsEnded
+	}()
+	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest} {
+		ns.Close()
+	}
+	if err := Down(t.Context(), name, quiet); err != nil {
+		t.Errorf("Down: %v", err)
+	}
+	if !hasEnded(ours.Process.Pid) {
+		t.Error("our own program runs on")
+		_ = ours.Process.Kill()
+	}
+	<-oursEnded
+	if hasEnded(theirs.Process.Pid) {
+		t.Error("somebody else's program was ended")
+	}
+}

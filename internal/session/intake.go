@@ -61,9 +61,31 @@ func (s *Session) take(in *intake) outcome {
 		}
 		if err := in.wait(); err != nil {
 			in.mu.Lock()
+			s.takeLastWords(in)
 			in.end(outcome{err: err})
 			in.mu.Unlock()
 		}
+	}
+}
+
+// maxLastWords bounds the reads of takeLastWords: a socket's buffer is not larger.
+const maxLastWords = 64
+
+// takeLastWords takes in what the other side said before it closed the channel, when a write was the first to notice that it has: a RELEASED or CLOSED among
+// it says who has a connection. in.mu is held.
+func (s *Session) takeLastWords(in *intake) {
+	s.mu.Lock()
+	deaf := s.deaf
+	s.mu.Unlock()
+	if !deaf || in.raw == nil {
+		return
+	}
+	for range maxLastWords {
+		var err error
+		if cerr := in.raw.Control(func(fd uintptr) { err = in.ask(fd) }); cerr != nil || err != nil {
+			return
+		}
+		s.handleBuffered(in)
 	}
 }
 

@@ -188,3 +188,35 @@ func TestPollEnds(t *testing.T) {
 		})
 	}
 }
+
+// TestLastWords: what the other side has said before it closed the channel is heard, also when a write is the first to notice the end.
+func TestLastWords(t *testing.T) {
+	r, p := polled(t, 0)
+	busy, goOn := make(chan struct{}), make(chan struct{})
+	first := true
+	r.side.frame = func(*recorder, wire.Header, []byte) error {
+		if first {
+			first = false
+			close(busy)
+			<-goOn
+		}
+		return nil
+	}
+	p.say(data(r.session.ID, 16, "first"))
+	<-busy // it has been read alone
+	p.say(data(r.session.ID, 16, "last"))
+	if err := p.conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for r.session.Write(data(r.session.ID, 16, "to nobody")) == nil {
+	}
+	close(goOn)
+	for _, want := range []string{"first", "last"} {
+		if got := next(t, "a frame", r.got); got != frameText(16, want) {
+			t.Errorf("heard %s, want %s", got, want)
+		}
+	}
+	if err := next(t, "the end", r.end); err == nil {
+		t.Error("no error")
+	}
+}

@@ -74,7 +74,8 @@ type Session struct {
 	pending []byte    // frames that wait for the write under way
 	spare   []byte
 	writing bool
-	stuck   int // ticks that the write under way has lasted
+	stuck   int  // ticks that the write under way has lasted
+	deaf    bool // a write has failed: the other side has closed the channel
 	err     error
 }
 
@@ -121,6 +122,7 @@ func (s *Session) write(frames []byte) {
 	defer s.mu.Unlock()
 	s.stuck = 0
 	if err != nil {
+		s.deaf = true
 		s.failLocked(fmt.Errorf("channel write: %w", err))
 	}
 	waiting := s.pending

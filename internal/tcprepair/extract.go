@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"io"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -86,7 +87,7 @@ func Snapshot(fd int, st *tcpstate.State, read uint32, halted bool) error {
 }
 
 // Seal ends what Snapshot began: it stops the input of fd, and returns how many bytes the peer has said since st was read, and whether
-// its FIN came behind them. PeekLate reads them. The peer's window in st becomes the one that it has told last. The connection is st with RecvSeq+late
+// its FIN came behind them. ReadLate reads them. The peer's window in st becomes the one that it has told last. The connection is st with RecvSeq+late
 // from now on, whoever has it. What comes to fd afterwards is sent on: that is, Park is to follow at once. ErrNotEstablished means that the peer has
 // reset the connection.
 func (h *Holder) Seal(fd int, st *tcpstate.State) (late int, fin bool, err error) {
@@ -109,19 +110,42 @@ func (h *Holder) Seal(fd int, st *tcpstate.State) (late int, fin bool, err error
 	return 0, false, &Error{Op: "seal", Left: LeftRepair, Err: err}
 }
 
-// PeekLate fills p with the first len(p) bytes of those that Seal has counted.
-func PeekLate(fd int, p []byte) error {
+// ReadLate fills p with the first len(p) bytes of those that Seal has counted.
+func ReadLate(fd int, p []byte) error {
 	if len(p) == 0 {
 		return nil
 	}
 	n, _, err := unix.Recvfrom(fd, p, unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	if err == nil && n != len(p) {
-		err = unix.EAGAIN
+	if err == nil && n < len(p) {
+		// A peek, all that is possible in repair mode, ends before a byte that was sent as urgent (tcp_recvmsg_locked, net/ipv4/tcp.c).
+		err = readLive(fd, p)
 	}
 	if errno, ok := err.(unix.Errno); ok {
-		return &Error{Op: "peek", Left: LeftRepair, Err: &CallError{Call: "recvfrom", Errno: errno}}
+		err = &CallError{Call: "recvfrom", Errno: errno}
+	}
+	if err != nil {
+		return &Error{Op: "read late", Left: LeftRepair, Err: err}
 	}
 	return nil
+}
+
+// readLive fills p from a socket that nothing reaches any more, out of repair mode.
+func readLive(fd int, p []byte) error {
+	c := calls{fd: fd}
+	c.goLive()
+	for len(p) > 0 && c.err() == nil {
+		n, _, err := unix.Recvfrom(fd, p, unix.MSG_DONTWAIT)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		p = p[n:]
+	}
+	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // as it was
+	return c.err()
 }
 
 // enterRepair checks what must hold of a connection that is to be read, and enters repair mode.

@@ -207,6 +207,44 @@ func TestLateUpload(t *testing.T) {
 	}
 }
 
+// TestLateUrgent: a byte that the client sends as urgent is one among the others, whoever has the connection.
+func TestLateUrgent(t *testing.T) {
+	for _, l := range lanes() {
+		t.Run(l.name, func(t *testing.T) {
+			r := newRig(t, l)
+			r.net.CheckNoResets(t)
+			st := r.extractGuest(t)
+			host := r.restoreOnHost(t, &st)
+			r.handBack(t, host, st, 0, func() {
+				r.say(t, host.fd, []byte("before"), 0)
+				control(t, r.client, func(fd int) error { return unix.Sendto(fd, []byte("!"), unix.MSG_OOB, nil) })
+				eventually(t, "the urgent byte has come", func() bool {
+					n, _ := unix.IoctlGetInt(host.fd, unix.SIOCOUTQ)
+					return n == 0 && recvNext(t, host.fd) == st.RecvSeq+7
+				})
+				if _, err := r.client.Write([]byte("behind")); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the rest has come", func() bool { return recvNext(t, host.fd) == st.RecvSeq+13 })
+			})
+			if string(r.late) != "before!behind" {
+				t.Errorf("late is %q", r.late)
+			}
+			r.bothWays(t)
+		})
+	}
+}
+
+// recvNext is the receive sequence of a socket in repair mode.
+func recvNext(t *testing.T, fd int) uint32 {
+	t.Helper()
+	c := calls{fd: fd}
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
+	seq := c.getTCP(unix.TCP_QUEUE_SEQ)
+	must(t, c.err())
+	return seq
+}
+
 // TestLateBehind: what the client says to the guest's socket before that has what was late waits for it, and comes behind it.
 func TestLateBehind(t *testing.T) {
 	for _, l := range lanes() {
@@ -289,8 +327,8 @@ func TestTakeInFails(t *testing.T) {
 	if !errors.As(err, &repairError) || repairError.Left != LeftRepair {
 		t.Errorf("TakeIn says %v", err)
 	}
-	if err := PeekLate(-1, make([]byte, 1)); !errors.Is(err, unix.EBADF) {
-		t.Errorf("PeekLate says %v, want EBADF", err)
+	if err := ReadLate(-1, make([]byte, 1)); !errors.Is(err, unix.EBADF) {
+		t.Errorf("ReadLate says %v, want EBADF", err)
 	}
 	if _, _, err := r.holder.Seal(-1, &tcpstate.State{}); !errors.Is(err, unix.EBADF) {
 		t.Errorf("Seal says %v, want EBADF", err)

@@ -21,6 +21,7 @@ func (f *Freezer) NewTransparent(family int) (fd int, err error) {
 	c.setTransparent(family == unix.AF_INET6, true)
 	usual := usualOptions(family)
 	c.setOptions(&tcpstate.State{}, &usual)
+	c.set(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // what is read must be what the sequence numbers count
 	c.set(unix.SOL_SOCKET, unix.SO_ATTACH_BPF, f.fd)
 	c.setTCP(unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
 	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // where load starts

@@ -200,7 +200,7 @@ func (r *rig) handBack(tb testing.TB, host leased, st tcpstate.State, read int, 
 	late, fin, err := r.holder.Seal(host.fd, &st)
 	must(tb, err)
 	p := make([]byte, late)
-	must(tb, PeekLate(host.fd, p))
+	must(tb, ReadLate(host.fd, p))
 	must(tb, Park(host.fd))
 	must(tb, Confirm(host.fd, &tcpstate.State{RecvSeq: st.RecvSeq + uint32(late+int(truth(fin)))}))
 	must(tb, host.Close())

@@ -353,7 +353,7 @@ func TestNames(t *testing.T) {
 		{Type(7).String(), "type 7"},
 		{ReasonOK.String(), "ok"},
 		{ReasonSession.Error(), "session"},
-		{reasonLimit.String(), "reason-26"},
+		{reasonLimit.String(), "reason-27"},
 		{Reason(math.MaxUint16).String(), "reason-65535"},
 	} {
 		if c.got != c.want {
@@ -365,7 +365,7 @@ func TestNames(t *testing.T) {
 		t.Errorf("a Reason as an error is %v, %t", r, ok)
 	}
 	all := Reasons()
-	if len(all) != int(reasonLimit)-1 || all[0] != ReasonOff || all[len(all)-1] != ReasonPath {
+	if len(all) != int(reasonLimit)-1 || all[0] != ReasonOff || all[len(all)-1] != ReasonCostly {
 		t.Errorf("Reasons gives %v", all)
 	}
 }

@@ -102,7 +102,7 @@ func malformedFiles() []malformed {
 		{name: "path length lies", msg: Stat{Share: "s", Path: "p"}, change: put(2, 0, 4), want: "1023 bytes missing"},
 		{name: "path length lies short", msg: Stat{Share: "s", Path: "pq"}, change: put(2, 1, 0), want: "1 bytes too many"},
 
-		{name: "ATTR with unknown reason", msg: Attr{Reason: reasonLimit}, want: "unknown reason 26"},
+		{name: "ATTR with unknown reason", msg: Attr{Reason: reasonLimit}, want: "unknown reason 27"},
 		{name: "ATTR with negative size", msg: Attr{Size: -1}, want: "size -1"},
 		{name: "ATTR with reason and size", msg: Attr{Reason: ReasonNotFound, Size: 1}, want: "attributes"},
 		{name: "ATTR with reason and mtime", msg: Attr{Reason: ReasonNotFound, MTime: -1}, want: "attributes"},
@@ -189,7 +189,7 @@ func malformedLeases() []malformed {
 	}
 	for _, typ := range []Type{TypeRefused, TypeClosed, TypeKeep} {
 		all = append(all,
-			malformed{name: typ.String() + " with unknown reason", aTypeOf: typ, change: become(byte(reasonLimit), 0), want: "unknown reason 26"},
+			malformed{name: typ.String() + " with unknown reason", aTypeOf: typ, change: become(byte(reasonLimit), 0), want: "unknown reason 27"},
 			malformed{name: typ.String() + " with high reason", aTypeOf: typ, change: become(0, 1), want: "unknown reason 256"},
 		)
 	}

@@ -193,13 +193,14 @@ const (
 	ReasonClosed
 	ReasonSession
 	ReasonPath
+	ReasonCostly
 	reasonLimit
 )
 
 var reasonNames = [reasonLimit]string{
 	"ok", "off", "small", "not-host-file", "mptcp", "not-established", "unread-input", "unacked", "window", "host-away", "draining", "limit",
 	"address", "share-unknown", "not-found", "forbidden", "not-regular", "changed", "truncated", "client-gone", "client-stalled", "kernel",
-	"invalid", "closed", "session", "path",
+	"invalid", "closed", "session", "path", "costly",
 }
 
 // String is the reason's name in metrics, logs and JSON.
