@@ -7,8 +7,12 @@ import (
 	"spillway/internal/tcprepair"
 )
 
-// againAfter is how many bytes of a body the guest sends by itself before it looks whether the VM has arrived at a host that can take the rest.
-const againAfter = 64 << 10
+// againAfter is how many bytes of a body the guest sends by itself before it looks whether the VM has arrived at a host that can take the rest. After each time that its client had
+// not acknowledged everything in time, it is twice as much, up to againMax.
+const (
+	againAfter = 64 << 10
+	againMax   = 16 << 20
+)
 
 // Pauses of awaitAcked, and its end: longer than a queue on a way to a client should be.
 const (
@@ -22,20 +26,24 @@ func (c *Conn) copyBody(r io.Reader, moves uint64) (n int64, err error) {
 	if !isHostFile(r) {
 		return io.Copy(writerFunc(c.writeTurn), r)
 	}
-	buf := make([]byte, againAfter)
+	buf, piece := make([]byte, againAfter), int64(againAfter)
 	for {
 		c.agent.awaitArrival(fileTimeout) // reading would wait for it, too
-		if now := c.agent.moveCount(); now != moves && c.awaitAcked() {
-			moves = now
-			m, done, err := c.readFromFile(r)
-			n += m
-			if done || err != nil {
-				return n, err
+		if now := c.agent.moveCount(); now != moves {
+			if c.awaitAcked() {
+				moves = now
+				m, done, err := c.readFromFile(r)
+				n += m
+				if done || err != nil {
+					return n, err
+				}
+			} else {
+				piece = min(2*piece, againMax)
 			}
 		}
-		m, err := io.CopyBuffer(writerFunc(c.writeTurn), io.LimitReader(r, againAfter), buf)
+		m, err := io.CopyBuffer(writerFunc(c.writeTurn), io.LimitReader(r, piece), buf)
 		n += m
-		if err != nil || m < againAfter {
+		if err != nil || m < piece {
 			return n, err
 		}
 	}
