@@ -42,7 +42,7 @@ func TestStartWindow(t *testing.T) {
 				set(fd)
 				must(t, Restore(fd, &st))
 				check("host", fd)
-				must(t, Snapshot(fd, &st, st.RecvSeq, false))
+				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq, false))
 				wantRead := c.wantThreshold
 				if wantRead == none {
 					wantRead = 0
@@ -111,7 +111,7 @@ func TestStartWindowDoesNotCreep(t *testing.T) {
 					t.Fatal(err)
 				}
 				drain(t, fd)
-				must(t, Snapshot(fd, &st, st.RecvSeq, false))
+				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq+uint32(len(say)), false))
 				if st.Cwnd > began {
 					t.Errorf("the host's window grew from %d to %d segments", began, st.Cwnd)
 				}
