@@ -6,7 +6,7 @@ GO ?= go
 FUZZTIME ?= 20s
 MINUTES ?= 10
 # The packages whose tests need no root: docs/testing.md, the tier "unit".
-UNIT := archtest bench cache channel config dataset doctor evict feature feature/featuretest lease loglimit media mediafs metrics migrate origin session share status tcpstate wire
+UNIT := archtest bench cache channel config dataset doctor evict feature feature/featuretest figures lease loglimit media mediafs metrics migrate origin session share status tcpstate wire
 
 .DEFAULT_GOAL := help
 
@@ -58,6 +58,11 @@ bench: setup build ## Measure requests, handovers, a path with delay, idle lease
 .PHONY: soak
 soak: build ## Disturb a lab for MINUTES (default 10) under clients that check every byte
 	build/spillway bench soak --cache $(CACHE) --minutes $(MINUTES)
+
+SCALE ?= 1
+.PHONY: evaluation
+evaluation: setup build ## Run the whole evaluation (hours; SCALE=0.1 is a tenth); report to build/evaluation
+	build/spillway bench all --cache $(CACHE) --scale $(SCALE) --out build/evaluation
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (default 20s)

@@ -6,14 +6,15 @@
 #   curl              installed from Debian: a client to try a lab with, as `spillway lab up` tells;
 #   a guest kernel    Debian's generic linux-image package, downloaded and unpacked below the cache directory, never
 #                     installed. The cloud flavour will not do: it lacks 9p;
-#   a newer QEMU        Debian's backport, downloaded and unpacked likewise, for live migration only: 7.2 hangs after one in four
+#   nginx             Debian's package and those of its libraries, downloaded and unpacked likewise: the peer of the benches;
+#   a newer QEMU      Debian's backport, downloaded and unpacked likewise, for live migration only: 7.2 hangs after one in four
 #                     under TCG. It uses the libraries of the installed one.
 #
 # Usage: scripts/setup.sh [--check] [CACHE_DIR]
 #
 #   --check     change nothing; list what is missing and exit 1 when something is
-#   CACHE_DIR   default: build/cache in the checkout. The kernel goes to CACHE_DIR/kernel/<package version>/, the newer QEMU to
-#               CACHE_DIR/qemu/<package version>/
+#   CACHE_DIR   default: build/cache in the checkout. The kernel goes to CACHE_DIR/kernel/<package version>/, nginx and the
+#               newer QEMU to CACHE_DIR/nginx/ and CACHE_DIR/qemu/ likewise
 #
 # It reports each step on stderr. When nothing is missing it does nothing, silently and at once. Several checkouts may run it at the same time.
 set -euo pipefail
@@ -47,6 +48,10 @@ have_curl() { command -v curl >/dev/null; }
 # A kernel directory appears by one rename, so that what exists is whole.
 have_kernel() {
   compgen -G "$1/kernel/[0-9]*/boot/vmlinuz-*" >/dev/null
+}
+
+have_nginx() {
+  compgen -G "$1/nginx/[0-9]*/usr/sbin/nginx" >/dev/null
 }
 
 have_newer_qemu() {
@@ -91,8 +96,14 @@ kernel_package() {
     sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*-amd64\)$/\1/p' | head -n 1 | grep .
 }
 
-download_kernel() {
-  (cd "$work_dir" && rm -f -- *.deb && "${APT[@]}" download "$1" >/dev/null)
+download() {
+  (cd "$work_dir" && rm -f -- *.deb && "${APT[@]}" download "$@" >/dev/null)
+}
+
+# Prints nginx and the packages of its shared libraries.
+nginx_packages() {
+  echo nginx
+  apt-cache depends --important nginx | sed -n 's/^ *Depends: \(\(lib\|zlib\)[^ ]*\)$/\1/p' | sort -u | grep .
 }
 
 fetch_kernel() {
@@ -102,7 +113,7 @@ fetch_kernel() {
 
   package=$(with_package_lists kernel_package) || die "Debian's linux-image-amd64 is not in the package lists"
   say "downloading $package"
-  with_package_lists download_kernel "$package"
+  with_package_lists download "$package"
 
   deb=$(compgen -G "$work_dir/*.deb") || die "apt-get download left no package behind"
   version=$(dpkg-deb -f "$deb" Version)
@@ -111,6 +122,27 @@ fetch_kernel() {
   # Another run may have been faster. Its result is the same.
   mv -T "$work_dir/root" "$cache/kernel/$version" 2>/dev/null || have_kernel "$cache" ||
     die "cannot create $cache/kernel/$version"
+}
+
+fetch_nginx() {
+  local cache=$1 packages deb version
+  mkdir -p "$cache/nginx"
+  work_dir=$(mktemp -d "$cache/nginx/.fetch.XXXXXX")
+
+  packages=$(with_package_lists nginx_packages) || die "Debian's nginx is not in the package lists"
+  say "downloading" $packages
+  # shellcheck disable=SC2086 # a word for each package
+  with_package_lists download $packages
+
+  mkdir "$work_dir/root"
+  for deb in "$work_dir"/*.deb; do
+    dpkg-deb -x "$deb" "$work_dir/root"
+  done
+  version=$(dpkg-deb -f "$work_dir"/nginx_*.deb Version)
+  say "unpacked nginx $version into $cache/nginx/$version"
+  mv -T "$work_dir/root" "$cache/nginx/$version" 2>/dev/null || have_nginx "$cache" ||
+    die "cannot create $cache/nginx/$version"
+  remove_work_dir
 }
 
 # Runs apt-get with the package lists of the backports alone, which are no business of the machine's configuration.
@@ -170,6 +202,7 @@ main() {
   have_nft || missing+=("nftables (Debian package)")
   have_curl || missing+=("curl (Debian package)")
   have_kernel "$cache" || missing+=("guest kernel in $cache/kernel")
+  have_nginx "$cache" || missing+=("nginx in $cache/nginx")
   have_newer_qemu "$cache" || missing+=("QEMU for live migration in $cache/qemu")
   ((${#missing[@]})) || return 0
   if $check; then
@@ -186,6 +219,7 @@ main() {
   have_nft || install nftables
   have_curl || install curl
   have_kernel "$cache" || { fetch_kernel "$cache" && remove_work_dir; }
+  have_nginx "$cache" || fetch_nginx "$cache"
   have_newer_qemu "$cache" || fetch_newer_qemu "$cache"
 }
 

@@ -24,7 +24,8 @@ func benchCommand() *cobra.Command {
 		Short: "Measure, in a lab of its own on this machine",
 		Long: `Measure, in a lab of its own on this machine. All arms of a bench run in one lab, interleaved; every body's SHA-256 is checked in a pass
 that is not timed. docs/bench.md explains the figures.`,
-	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand(), benchCPUCommand(), benchEvictCommand())
+	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand(), benchCPUCommand(), benchEvictCommand(),
+		benchMicroCommand(), benchDashCommand(), benchConcurrencyCommand(), benchReportCommand(), benchAllCommand())
 }
 
 // benchFlags are what every bench can be told.
@@ -190,7 +191,7 @@ VM (in the namespace lab, on the host), and vm-tmpfs (a VM only), which has the 
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")
 	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"},
-		"arms to compare: baremetal, vm, vm-cold, vm-tmpfs, offload, lease")
+		"arms to compare: baremetal, vm, vm-cold, vm-tmpfs, offload, lease, nginx-host, nginx-vm")
 	return cmd
 }
 

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"spillway/internal/config"
-	"spillway/internal/dataset"
 	"spillway/internal/lab"
 )
 
@@ -155,29 +154,5 @@ func labDownCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "lab", "the lab's name")
-	return cmd
-}
-
-func datasetCommand() *cobra.Command {
-	var dir, set string
-	var segments int
-	var seed uint64
-	cmd := &cobra.Command{
-		Use:   "dataset",
-		Short: "Generate a data set in the shape of the paper's Table I",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := dataset.Generate(cmd.Context(), dir, dataset.Spec{Set: set, Segments: segments, Seed: seed}, nil)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d segments, %.1f MB\n", dir, len(m.Segments), float64(m.SegmentBytes())/1e6)
-			return nil
-		},
-	}
-	cmd.Flags().StringVar(&dir, "dir", "build/dataset", "where to")
-	cmd.Flags().StringVar(&set, "set", "tablet", "smarttv, tablet or mobile")
-	cmd.Flags().IntVar(&segments, "segments", 0, "how many; 0: as many as in Table I")
-	cmd.Flags().Uint64Var(&seed, "seed", 1, "of the content")
 	return cmd
 }

@@ -48,7 +48,7 @@ sendfile(2) from the page cache that all VMs share. See README.md and docs/.`,
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(hostCommand(), statusCommand(), cacheCommand(), serveCommand(), labCommand(), benchCommand(), doctorCommand(), datasetCommand(), initCommand(), delaylineCommand())
+	root.AddCommand(hostCommand(), statusCommand(), migrateCommand(), cacheCommand(), serveCommand(), labCommand(), benchCommand(), doctorCommand(), datasetCommand(), initCommand(), delaylineCommand())
 	return root
 }
 

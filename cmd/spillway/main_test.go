@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -144,6 +145,11 @@ func TestMistakes(t *testing.T) {
 		{"status --admin=", []string{"no admin socket"}},
 		{"dataset --set nothing --dir " + filepath.Join(dir, "set"), []string{"nothing", "tablet"}},
 		{"dataset extra", []string{"extra"}},
+		{"dataset --scale 2 --dir " + filepath.Join(dir, "set"), []string{"--scale 2"}},
+		{"dataset --scale 0.5 --segments 2 --dir " + filepath.Join(dir, "set"), []string{"--scale", "--segments"}},
+		{"dataset --encode --set mobile --dir " + filepath.Join(dir, "set"), []string{"--set", "--encode"}},
+		{"dataset --seconds 4 --dir " + filepath.Join(dir, "set"), []string{"--seconds", "--encode"}},
+		{"dataset --encode --seconds 1 --dir " + filepath.Join(dir, "set"), []string{"1 s"}},
 		{"lab bogus", []string{`unknown command "bogus"`}},
 		{"bench bogus", []string{`unknown command "bogus"`}},
 		{"lab up --files " + dir + " --vm netns", []string{dir, "no regular file"}},
@@ -176,6 +182,19 @@ func TestMistakes(t *testing.T) {
 		{"bench soak --clients 0 --cache " + dir, []string{"clients: 0"}},
 		{"bench soak --sizes 0 --cache " + dir, []string{"sizes: 0"}},
 		{"bench path --link 40ms,50ms --cache " + dir, []string{"40ms,50ms", "twice"}},
+		{"bench micro --scale 0 --cache " + dir, []string{"--scale 0"}},
+		{"bench micro --rounds 0 --target http://x/ --cache " + dir, []string{"--rounds 0"}},
+		{"bench micro --sizes 0 --vm netns --cache " + dir, []string{"sizes: 0"}},
+		{"bench micro --arms bogus --vm netns --cache " + dir, []string{"bogus", "nginx-vm"}},
+		{"bench micro --sizes 4096 --target ftp://x/ --cache " + dir, []string{"--target", "ftp://x/", "http://HOST"}},
+		{"bench dash --scale 0.001 --players -1 --arms vm --rounds 0 --cache " + dir, []string{"--rounds 0"}},
+		{"bench dash --scale 2 --cache " + dir, []string{"--scale 2"}},
+		{"bench concurrency --connections 0 --vm netns --cache " + dir, []string{"0 connections"}},
+		{"bench all --scale 0", []string{"--scale 0"}},
+		{"bench all --only everything", []string{"everything", "micro-unshaped"}},
+		{"bench report", []string{"at least 1"}},
+		{"bench report /no/such/file.json", []string{"/no/such/file.json"}},
+		{"bench report " + unknown, []string{unknown}},
 		{"bench path --sizes 1 --cache " + dir, []string{"sizes: 1"}},
 		{"bench path --following 0 --cache " + dir, []string{"following: 0"}},
 		{"bench path --arms bogus --cache " + dir, []string{"bogus", "baremetal"}},
@@ -263,6 +282,57 @@ func TestDataset(t *testing.T) {
 	if segments, _ := filepath.Glob(filepath.Join(dir, "*.m4s")); len(segments) < 2 {
 		files, _ := filepath.Glob(filepath.Join(dir, "*"))
 		t.Errorf("files are %v", files)
+	}
+}
+
+// TestMicroTarget measures a server of ours as one that is there.
+func TestMicroTarget(t *testing.T) {
+	dir, cache := filepath.Join(t.TempDir(), "files"), t.TempDir()
+	if out, err := spillway(t.Context(), "bench", "micro", "--make", dir, "--sizes", "4096,65536"); err != nil || !strings.Contains(out, "2 files") {
+		t.Fatalf("%v, %s", err, out)
+	}
+	addr := freeAddress(t)
+	running(t, "--mode", "off", "--listen", addr, "--admin", "", "--share", "a:/a/:"+dir)
+	if status, _ := get(t, "http://"+addr+"/a/4096.bin"); status != http.StatusOK {
+		t.Fatalf("status %d", status)
+	}
+	file := filepath.Join(t.TempDir(), "micro.json")
+	out, err := spillway(t.Context(), "bench", "micro", "--target", "mine=http://"+addr+"/a", "--sizes", "4096,65536", "--scale", "0.01", "--rounds", "2",
+		"--cache", cache, "--json", file)
+	if err != nil && !strings.Contains(err.Error(), "bottleneck") || !strings.Contains(out, "mine") {
+		t.Fatalf("%v, %s", err, out)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(text), `"case_bytes": 65536`) {
+		t.Errorf("%v, %s", err, text)
+	}
+	// What was measured on this machine is not to be judged, only shown.
+	if err := os.WriteFile(file, regexp.MustCompile(`,\s*"refused": "load generator"`).ReplaceAll(text, nil), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	figures := t.TempDir()
+	out, err = spillway(t.Context(), "bench", "report", file, "--out", figures)
+	if err != nil || !strings.Contains(out, filepath.Join(figures, "evaluation.md")) || !strings.Contains(out, "figures/micro-bandwidth-unknown-unknown.svg") {
+		t.Errorf("bench report: %v, %s", err, out)
+	}
+}
+
+// TestDatasetScale: every set, smaller, with the mean size of its segments.
+func TestDatasetScale(t *testing.T) {
+	dir := t.TempDir()
+	out, err := spillway(t.Context(), "dataset", "--dir", dir, "--set", "all", "--scale", "0.004")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"smarttv  1 segments  15 s  6000 kbit/s  10752.0 KB  10.5 MB", "tablet  2 segments", "mobile  4 segments   6 s   400 kbit/s    288.6 KB"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("lacks %q:\n%s", want, out)
+		}
+	}
+	for set, want := range map[string]int{"smarttv": 1, "tablet": 2, "mobile": 4} {
+		if segments, _ := filepath.Glob(filepath.Join(dir, set, "*.m4s")); len(segments) != want {
+			t.Errorf("%s has %d segments, want %d", set, len(segments), want)
+		}
 	}
 }
 

@@ -27,14 +27,14 @@ var layers = []struct {
 		"internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
-		"internal/channel", "internal/delayline", "internal/guestinit", "internal/neighbor", "internal/netns", "internal/origin", "internal/qemu", "internal/redirect",
-		"internal/tcprepair", "internal/testkit",
+		"internal/channel", "internal/delayline", "internal/guestinit", "internal/neighbor", "internal/netns", "internal/nginx", "internal/origin",
+		"internal/qemu", "internal/redirect", "internal/tcprepair", "internal/testkit",
 	}},
 	{"L2 mechanisms", []string{"internal/cache", "internal/lease", "internal/mediafs", "internal/session", "internal/share"}},
 	{"L3 the two sides, and the media", []string{
 		"internal/dataset", "internal/guest", "internal/host", "internal/media", "internal/media/mediatest", "internal/migrate",
 	}},
-	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/lab", "internal/status"}},
+	{"L4 trying it out, looking after it", []string{"internal/bench", "internal/doctor", "internal/evaluation", "internal/figures", "internal/lab", "internal/status"}},
 	{"L5 programs", []string{"cmd/spillway"}},
 }
 
@@ -53,6 +53,7 @@ var sameLayer = map[string]string{
 	"internal/cache → internal/share":                 "a cached file that is complete is served as any other one",
 	"internal/testkit → internal/netns":               "the same namespaces, for tests",
 	"internal/evaluation → internal/bench":            "an evaluation is a bench run in a lab",
+	"internal/figures → internal/bench":               "figures are made of what benches write",
 	"internal/evaluation → internal/lab":              "an evaluation is a bench run in a lab",
 }
 

@@ -70,6 +70,22 @@ type Row struct {
 	// Machine is the time of all CPUs, in seconds for each 10^9 bytes, by where it went: user, system, irq, softirq.
 	Machine map[string]float64 `json:"machine_cpu_s_per_gb,omitempty"`
 
+	// CaseBytes is the size of each body, where all are of one size; Connections how many asked at the same time, where the row is about that.
+	CaseBytes   int64 `json:"case_bytes,omitempty"`
+	Connections int   `json:"connections,omitempty"`
+
+	Spread *Spread `json:"spread,omitempty"`
+	Load   *Load   `json:"load,omitempty"`
+
+	// Refused says why the row's figures are not to be published.
+	Refused string `json:"refused,omitempty"`
+
+	// Playback is what players saw, where the row is about them.
+	Playback *Playback `json:"playback,omitempty"`
+
+	// Timeline is how many bytes came in each interval of a download, where the row is about that.
+	Timeline *Timeline `json:"timeline,omitempty"`
+
 	// Steps are the parts of a handover or of a request, by name.
 	Steps map[string]Step `json:"steps,omitempty"`
 }
@@ -106,6 +122,25 @@ func (c Counts) MarshalJSON() ([]byte, error) {
 		return []byte("{}"), nil
 	}
 	return json.Marshal(map[string]int64(c))
+}
+
+// RefusedBottleneck is in Row.Refused when the load generator was slower than the server.
+const RefusedBottleneck = "load generator"
+
+// Playback is what players saw, all of them and all rounds together.
+type Playback struct {
+	Players   int     `json:"players"`    // at the same time
+	Stalls    int64   `json:"stalls"`     // times that a buffer ran empty
+	StalledS  float64 `json:"stalled_s"`  // of the media's clock
+	Switches  int64   `json:"switches"`   // from one bit rate to another
+	MeanKbit  float64 `json:"mean_kbit"`  // bit rate of what was played, kbit/s
+	StartupMs float64 `json:"startup_ms"` // median time to the first segment
+}
+
+// Timeline counts the bytes that came in each interval.
+type Timeline struct {
+	IntervalMs float64 `json:"interval_ms"`
+	Bytes      []int64 `json:"bytes"`
 }
 
 // NewReport returns a report without rows.

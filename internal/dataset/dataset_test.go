@@ -40,7 +40,7 @@ func TestGeneratedFilesAreAsListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = 20 * 288_600
+	want := Sets()[2].Bytes(20)
 	if got := (Progress{20, 20, want, want}); last != got {
 		t.Errorf("the last progress is %+v, want %+v", last, got)
 	}
@@ -98,13 +98,13 @@ func listing(t *testing.T, dir string) []string {
 func TestBytesAreStable(t *testing.T) {
 	m := generated(t, t.TempDir(), Spec{Set: "mobile", Segments: 2, Seed: 1})
 	want := &Manifest{
-		Version: 1,
+		Version: 2,
 		Spec:    Spec{Set: "mobile", Segments: 2, Seed: 1},
 		MPD:     File{MPDName, 620, "96442a9cb7ef332335f9fa1506e4409a9af5a864c7d90475960b3f7962464064"},
 		Init:    File{InitName, 648, "4c5f903728bfbbf48792a672ee0aa60cbba90d1b4d622e52166c16984b4623bb"},
 		Segments: []File{
-			{"seg-00001.m4s", 420_401, "246b4ba32634bc880b1c0ab86736ffe1805cad5e622ebfab4e290aae32500583"},
-			{"seg-00002.m4s", 156_799, "d56b946a03b371873f98caf8d5e99e46f48ffa929954dcde62d47fb4b5faaa05"},
+			{"seg-00001.m4s", 430_490, "0731f8261a0728d4fa4a5d1720bc6d8c4f3dc89241107f10b95d4b2dc3c90335"},
+			{"seg-00002.m4s", 160_562, "672dc838a1a6dd1bf8fbb7090a8348a1b7a856727dfd2d487451dd038e4acd69"},
 		},
 	}
 	if diff := cmp.Diff(want, m); diff != "" {
@@ -162,7 +162,7 @@ func TestGenerateAgain(t *testing.T) {
 	if diff := cmp.Diff(want, listing(t, dir)); diff != "" {
 		t.Errorf("files after a change of the specification (-want +got):\n%s", diff)
 	}
-	if fewer.SegmentBytes() != 2*288_600 {
+	if fewer.SegmentBytes() != Sets()[2].Bytes(2) {
 		t.Errorf("two segments have %d bytes", fewer.SegmentBytes())
 	}
 }
@@ -204,11 +204,62 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestSizes checks the spread: the mean is exact for any number of segments, and the logarithms have the stated deviation.
+// TestTable1: the figures of the paper's table, as it rounds them, of what is generated.
+func TestTable1(t *testing.T) {
+	type column struct {
+		seconds           int
+		quality           string
+		segments          int
+		average, allBytes string
+	}
+	want := map[string]column{
+		"smarttv": {15, "6.0 Mbps", 351, "10.5 MB", "3.6 GB"},
+		"tablet":  {10, "1.2 Mbps", 526, "1.4 MB", "729.5 MB"},
+		"mobile":  {6, "400 kbps", 875, "288.6 KB", "246.6 MB"},
+	}
+	got := map[string]column{}
+	for _, set := range Sets() {
+		var sum int64
+		for _, size := range segmentSizes(set.Segments, set.Bytes(set.Segments), rand.New(stream(Spec{Set: set.Name}, 0))) {
+			sum += size
+		}
+		average := float64(sum) / float64(set.Segments)
+		c := column{set.SegmentSeconds, fmt.Sprintf("%.1f Mbps", float64(set.BitsPerSecond)/1e6), set.Segments,
+			fmt.Sprintf("%.1f MB", average/(1<<20)), fmt.Sprintf("%.1f MB", float64(sum)/(1<<20))}
+		if set.BitsPerSecond < 1e6 {
+			c.quality = fmt.Sprintf("%d kbps", set.BitsPerSecond/1000)
+		}
+		if average < 1<<20 {
+			c.average = fmt.Sprintf("%.1f KB", average/(1<<10))
+		}
+		if sum > 1<<30 {
+			c.allBytes = fmt.Sprintf("%.1f GB", float64(sum)/(1<<30))
+		}
+		got[set.Name] = c
+		// What the length and the bit rate of a segment make of it, but for a few percent.
+		if share := average * 8 / float64(set.SegmentSeconds*set.BitsPerSecond); share < 0.96 || share > 1 {
+			t.Errorf("%s: segments have %.3f of what their bit rate announces", set.Name, share)
+		}
+	}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(column{})); d != "" {
+		t.Errorf("(-table +set):\n%s", d)
+	}
+}
+
+func TestScaled(t *testing.T) {
+	set := Sets()[0]
+	for scale, want := range map[float64]int{1: 351, 0.1: 35, 0.0001: 1, 2: 351} {
+		if got := set.Scaled(scale); got != want {
+			t.Errorf("%g of %d segments are %d, want %d", scale, set.Segments, got, want)
+		}
+	}
+}
+
+// TestSizes checks the spread: the sum is exact for any number of segments, and the logarithms have the stated deviation.
 func TestSizes(t *testing.T) {
 	for _, set := range Sets() {
 		for _, n := range []int{1, 2, 10, set.Segments} {
-			sizes := segmentSizes(n, set.MeanBytes, rand.New(stream(Spec{Set: set.Name}, 0)))
+			sizes := segmentSizes(n, set.Bytes(n), rand.New(stream(Spec{Set: set.Name}, 0)))
 			var sum int64
 			var logs, squares float64
 			for _, size := range sizes {
@@ -217,8 +268,8 @@ func TestSizes(t *testing.T) {
 				logs += l
 				squares += l * l
 			}
-			if sum != int64(n)*set.MeanBytes {
-				t.Errorf("%s, %d segments: mean %.1f, want %d", set.Name, n, float64(sum)/float64(n), set.MeanBytes)
+			if sum != set.Bytes(n) {
+				t.Errorf("%s, %d segments have %d bytes, want %d", set.Name, n, sum, set.Bytes(n))
 			}
 			if n < set.Segments {
 				continue
@@ -227,7 +278,7 @@ func TestSizes(t *testing.T) {
 			if math.Abs(sigma-SizeSigma) > 0.03 {
 				t.Errorf("%s: the sizes' logarithms deviate by %.3f, want %.2f", set.Name, sigma, SizeSigma)
 			}
-			if least := slices.Min(sizes); least < set.MeanBytes/5 {
+			if least := slices.Min(sizes); least < set.Bytes(1)/5 {
 				t.Errorf("%s: the smallest segment has %d bytes", set.Name, least)
 			}
 		}

@@ -100,10 +100,10 @@ func generate(ctx context.Context, dir string, set Set, spec Spec, progress func
 	if m.Init, err = small(dir, InitName, initSegment(set)); err != nil {
 		return nil, err
 	}
-	sizes := segmentSizes(spec.Segments, set.MeanBytes, rand.New(stream(spec, 0)))
+	sizes := segmentSizes(spec.Segments, set.Bytes(spec.Segments), rand.New(stream(spec, 0)))
 
 	var mu sync.Mutex // guards done
-	done := Progress{TotalSegments: spec.Segments, TotalBytes: int64(spec.Segments) * set.MeanBytes}
+	done := Progress{TotalSegments: spec.Segments, TotalBytes: set.Bytes(spec.Segments)}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for i, size := range sizes {

@@ -18,7 +18,7 @@ const (
 func segmentName(number int) string { return fmt.Sprintf("seg-%05d.m4s", number) }
 
 // manifestVersion changes when the same Spec gives other bytes than before.
-const manifestVersion = 1
+const manifestVersion = 2
 
 // Spec says what to generate. Equal Specs give equal bytes.
 type Spec struct {

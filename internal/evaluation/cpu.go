@@ -4,7 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"spillway/internal/bench"
@@ -37,7 +40,7 @@ func armProcesses(l *lab.Lab, arm lab.Arm) map[string]int {
 	if pid, ok := pids[string(arm)]; ok {
 		found[serverName] = pid
 	}
-	if pid, ok := pids[lab.QEMUProcess]; ok && arm != lab.Baremetal {
+	if pid, ok := pids[lab.QEMUProcess]; ok && arm != lab.Baremetal && arm != lab.NginxHost {
 		found[lab.QEMUProcess] = pid
 	}
 	if arm == lab.Offload || arm == lab.Lease {
@@ -55,7 +58,7 @@ func (c *cpuMeter) measure(l *lab.Lab, arm lab.Arm, fn func() error) error {
 	}
 	before := map[string]time.Duration{}
 	for name, pid := range pids {
-		if before[name], err = cpuTime(pid); err != nil {
+		if before[name], err = treeTime(pid); err != nil {
 			return err
 		}
 	}
@@ -66,7 +69,7 @@ func (c *cpuMeter) measure(l *lab.Lab, arm lab.Arm, fn func() error) error {
 		c.processes, c.machine = map[string]time.Duration{}, map[string]time.Duration{}
 	}
 	for name, pid := range pids {
-		now, err := cpuTime(pid)
+		now, err := treeTime(pid)
 		if err != nil {
 			return fmt.Errorf("%s has ended: %w", name, err)
 		}
@@ -78,6 +81,30 @@ func (c *cpuMeter) measure(l *lab.Lab, arm lab.Arm, fn func() error) error {
 		c.machine[name] += after[name] - machine[name]
 	}
 	return err
+}
+
+// treeTime is the CPU time of a process and of its children: nginx works in these.
+func treeTime(pid int) (time.Duration, error) {
+	sum, err := cpuTime(pid)
+	if err != nil {
+		return 0, err
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, err
+	}
+	for f := range strings.FieldsSeq(string(children)) {
+		child, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		d, err := cpuTime(child)
+		if err != nil {
+			return 0, err
+		}
+		sum += d
+	}
+	return sum, nil
 }
 
 // report puts the meter's sums, divided by what was sent, into a row.

@@ -20,6 +20,14 @@ type Case struct {
 	Targets []bench.Target
 }
 
+// oneSize is the size of all bodies, or 0 if they differ.
+func (c Case) oneSize() int64 {
+	if len(c.Targets) == 0 || slices.ContainsFunc(c.Targets, func(t bench.Target) bool { return t.Bytes != c.Targets[0].Bytes }) {
+		return 0
+	}
+	return c.Targets[0].Bytes
+}
+
 // Plan says what to measure.
 type Plan struct {
 	Cases       []Case
@@ -27,8 +35,10 @@ type Plan struct {
 	Rounds      int  // timed passes of each arm
 	Connections int  // that run at the same time, each with all targets
 	NoStalls    bool // a stall in an arm that offloads is an error
+	Refuse      bool // rows whose load generator was the bottleneck
 
-	cpu bool // measure CPU time, see RunCPU
+	cpu      bool // measure CPU time, see RunCPU
+	timeline bool // of the first timed pass of each arm
 }
 
 // Validate tells whether the plan can be measured.
@@ -64,7 +74,7 @@ func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progres
 	var errs []error
 	for _, c := range plan.Cases {
 		m := measurement{lab: l, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{},
-			timeouts: map[lab.Arm]bench.Counts{}, meters: map[lab.Arm]*cpuMeter{}}
+			timeouts: map[lab.Arm]bench.Counts{}, meters: map[lab.Arm]*cpuMeter{}, paces: map[lab.Arm]*pace{}, timelines: map[lab.Arm]*tracker{}}
 		got, err := m.run(ctx)
 		rows = append(rows, got...)
 		if err != nil {
@@ -86,13 +96,16 @@ type measurement struct {
 	recorders map[lab.Arm]*bench.Recorder // of the timed passes
 	timeouts  map[lab.Arm]bench.Counts    // of TCP, in these passes
 	meters    map[lab.Arm]*cpuMeter       // likewise, if CPU time is measured
+	paces     map[lab.Arm]*pace           // of the timed passes
+	timelines map[lab.Arm]*tracker        // of the first timed pass, if that is wanted
+	tracking  *tracker                    // of the pass under way, or nil
 }
 
 // run measures the case. Without an error, or with doubts about the figures only, it returns a row for each arm.
 func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	verified := map[lab.Arm]*bench.Recorder{}
 	for _, arm := range m.plan.Arms {
-		m.recorders[arm], m.meters[arm] = &bench.Recorder{}, &cpuMeter{}
+		m.recorders[arm], m.meters[arm], m.paces[arm] = &bench.Recorder{}, &cpuMeter{}, &pace{}
 		verified[arm] = &bench.Recorder{}
 		m.progress.Step("%s, %s: checking every body", m.of.Name, arm)
 		if err := m.pass(ctx, arm, m.distinct(), true, verified[arm]); err != nil {
@@ -126,6 +139,11 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 		}
 		row, err := newRow(arm, m.of.Name, m.recorders[arm], verified[arm], stats)
 		row.TCPTimeouts = m.timeouts[arm]
+		m.paces[arm].report(&row, m.recorders[arm])
+		row.CaseBytes, row.Timeline = m.of.oneSize(), m.timelines[arm].report()
+		if m.plan.Refuse {
+			doubts = append(doubts, refuse(&row))
+		}
 		if m.plan.cpu {
 			m.meters[arm].report(&row)
 		}
@@ -139,7 +157,14 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 
 // timedPass is a pass whose figures count.
 func (m *measurement) timedPass(ctx context.Context, arm lab.Arm) error {
-	pass := func() error { return m.pass(ctx, arm, m.of.Targets, false, m.recorders[arm]) }
+	if m.plan.timeline && m.timelines[arm] == nil {
+		m.tracking = &tracker{start: time.Now()}
+		m.timelines[arm] = m.tracking
+		defer func() { m.tracking = nil }()
+	}
+	pass := func() error {
+		return m.paces[arm].measure(m.recorders[arm], func() error { return m.pass(ctx, arm, m.of.Targets, false, m.recorders[arm]) })
+	}
 	if !m.plan.cpu {
 		return pass()
 	}
@@ -206,8 +231,11 @@ func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Tar
 	for i, c := range clients {
 		wait.Go(func() {
 			done := 0
-			errs[i] = bench.Pass(ctx, c, targets, verify, &recorders[i], func(bench.Result) {
+			errs[i] = bench.Pass(ctx, c, targets, verify, &recorders[i], func(res bench.Result) {
 				if done++; i == 0 {
+					if m.tracking != nil {
+						m.tracking.add(time.Now(), res)
+					}
 					m.progress.Update("%d of %d", done, len(targets))
 				}
 			})

@@ -200,7 +200,7 @@ func (c *soakClient) receive(f soakFile, limit int) (whole bool, err error) {
 		}
 		n, err := c.r.Read(buf[:min(len(buf), len(want)-got)])
 		if !bytes.Equal(buf[:n], want[got:got+n]) {
-			return false, c.failure(f.target, int64(got), errWrongBytes)
+			return false, c.failure(f.target, int64(got), c.whose(buf[:n], want[got:got+n]))
 		}
 		got += n
 		if err != nil && got < len(want) {
@@ -211,6 +211,21 @@ func (c *soakClient) receive(f soakFile, limit int) (whole bool, err error) {
 		c.soak.count("responses whole")
 	}
 	return true, nil
+}
+
+// whose tells where bytes come from that are not those that were wanted.
+func (c *soakClient) whose(got, want []byte) error {
+	at := 0
+	for got[at] == want[at] {
+		at++
+	}
+	rest := got[at:]
+	for _, f := range c.soak.files {
+		if i := bytes.Index(f.content, rest); i >= 0 {
+			return fmt.Errorf("%w: %d bytes further on, %d are those of %s from byte %d on", errWrongBytes, at, len(rest), f.target, i)
+		}
+	}
+	return fmt.Errorf("%w: %d bytes further on, %d are of no file: %q", errWrongBytes, at, len(rest), rest[:min(len(rest), 80)])
 }
 
 // keepAlive makes a few requests, one after the other.

@@ -7,8 +7,12 @@ import (
 	"spillway/internal/tcprepair"
 )
 
-// againAfter is how many bytes of a body the guest sends by itself before it looks whether the VM has arrived at a host that can take the rest.
-const againAfter = 64 << 10
+// againAfter is how many bytes of a body the guest sends by itself before it looks whether the VM has arrived at a host that can take the rest. After each time that its client had
+// not acknowledged everything in time, it is twice as much, up to againMax.
+const (
+	againAfter = 64 << 10
+	againMax   = 16 << 20
+)
 
 // Pauses of awaitAcked, and its end: longer than a queue on a way to a client should be.
 const (
@@ -19,25 +23,27 @@ const (
 // copyBody sends r by the guest's own means. When the VM has moved since the response began (moves of them had been before), the host that it has come to gets the
 // rest of it: a response may be as long as a film.
 func (c *Conn) copyBody(r io.Reader, moves uint64) (n int64, err error) {
-	host := isHostFile(r)
+	if !isHostFile(r) {
+		return io.Copy(writerFunc(c.writeTurn), r)
+	}
+	buf, piece := make([]byte, againAfter), int64(againAfter)
 	for {
-		if host {
-			c.agent.awaitArrival(fileTimeout) // reading would wait for it, too
-		}
-		if now := c.agent.moveCount(); host && now != moves && c.awaitAcked() {
-			moves = now
-			m, done, err := c.readFromFile(r)
-			n += m
-			if done || err != nil {
-				return n, err
+		c.agent.awaitArrival(fileTimeout) // reading would wait for it, too
+		if now := c.agent.moveCount(); now != moves {
+			if c.awaitAcked() {
+				moves = now
+				m, done, err := c.readFromFile(r)
+				n += m
+				if done || err != nil {
+					return n, err
+				}
+			} else {
+				piece = min(2*piece, againMax)
 			}
 		}
-		m, err := io.CopyN(writerFunc(c.writeTurn), r, againAfter)
+		m, err := io.CopyBuffer(writerFunc(c.writeTurn), io.LimitReader(r, piece), buf)
 		n += m
-		if err == io.EOF {
-			return n, nil
-		}
-		if err != nil {
+		if err != nil || m < piece {
 			return n, err
 		}
 	}

@@ -19,6 +19,7 @@ type socket struct {
 	stays   bool                // a handover is for long, and so is a handback: the window may grow
 	window  tcpstate.PeerWindow // as Restore got it
 	next    uint32              // sequence number of the next byte of the client's, as Restore got it, and TakeIn
+	began   uint32              // the congestion window that Restore gave it; 0: the kernel's own
 	frozen  *tcpstate.State     // as Extract found it, for Confirm
 	options *tcpstate.State     // what ReadOptions reads, before the first handover
 	stale   bool                // options were changed since
@@ -57,7 +58,7 @@ func (s *socket) Freeze() error {
 func (s *socket) Extract(st *tcpstate.State) error {
 	return s.control(func(fd int) error {
 		st.NoDelay, st.KeepAlive, st.Congestion = s.options.NoDelay, s.options.KeepAlive, s.options.Congestion
-		st.TOS, st.MaxPacing = s.options.TOS, s.options.MaxPacing
+		st.TOS, st.MaxPacing, st.Cwnd = s.options.TOS, s.options.MaxPacing, s.began
 		err := tcprepair.Extract(fd, st)
 		if s.stays {
 			st.Ssthresh = 0
@@ -80,7 +81,7 @@ func (s *socket) Park() error {
 }
 
 func (s *socket) Restore(st *tcpstate.State) error {
-	s.window, s.next = st.Window.Peer(), st.RecvSeq
+	s.window, s.next, s.began = st.Window.Peer(), st.RecvSeq, st.Cwnd
 	if s.stays {
 		st.Ssthresh = 0
 	}

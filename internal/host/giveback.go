@@ -60,7 +60,7 @@ func (l *leaseConn) cutShort(before int64) wire.Reason {
 		settle = nil
 	}
 	return l.handBack(settle, func() int64 {
-		l.cut = l.socket.written.Load() - unsent() - before
+		l.cut = l.socket.sent() - before
 		return l.cut
 	})
 }

@@ -18,8 +18,8 @@ import (
 // holdLimit is how long a VM is held when nobody says otherwise: whoever moves it may have died, and the VM has no host meanwhile.
 const holdLimit = 30 * time.Second
 
-// maxHoldTimeout bounds the wait of Hold: its answer must come before adminTimeout.
-const maxHoldTimeout = 6 * time.Second
+// maxHoldTimeout bounds each of the two waits of Hold: its answer must come before adminTimeout.
+const maxHoldTimeout = 4 * time.Second
 
 // Description is what a host says of a VM for another host that is to take it. Its JSON form is an interface: fields are added, never renamed.
 type Description struct {
@@ -158,6 +158,7 @@ func (d *Daemon) Hold(ctx context.Context, name string, timeout time.Duration) (
 		return out, err
 	}
 	before := v.counters.handbacks.Load()
+	back := v.recallStuck(ctx, timeout)
 	began := time.Now()
 	v.hold()
 	defer func() {
@@ -166,7 +167,7 @@ func (d *Daemon) Hold(ctx context.Context, name string, timeout time.Duration) (
 		}
 	}()
 	v.eachHandler(func(h *handler) { h.desk.drain(wire.FlagMove) })
-	out.Leases = v.eachLease((*leaseConn).callBack)
+	out.Leases = back + v.eachLease((*leaseConn).callBack)
 	if !v.awaitIdle(ctx, timeout, v.leaseCount) {
 		if err := ctx.Err(); err != nil { // whoever asked has changed his mind
 			return out, err
@@ -183,6 +184,47 @@ func (d *Daemon) Hold(ctx context.Context, name string, timeout time.Duration) (
 }
 
 var errNotIdle = errors.New("the VM's server does not end its session: is it of this version, and does it run?")
+
+// recallStuck calls back the leases whose clients have no room, and waits for them: a header that has not left cannot be given back, and it may take a slow
+// client seconds to make room for it. So nobody else waits for that. It returns how many have come back.
+func (v *vm) recallStuck(ctx context.Context, timeout time.Duration) (back int) {
+	var stuck []*leaseConn
+	v.eachLease(func(l *leaseConn) {
+		if l.stuck() {
+			stuck = append(stuck, l)
+			l.callBack()
+		}
+	})
+	all := len(stuck)
+	for limit := time.Now().Add(timeout); len(stuck) > 0 && time.Now().Before(limit) && ctx.Err() == nil; time.Sleep(holdPoll) {
+		v.mu.Lock()
+		stuck = slices.DeleteFunc(stuck, func(l *leaseConn) bool {
+			_, live := v.leases[l]
+			return !live
+		})
+		v.mu.Unlock()
+	}
+	return all - len(stuck)
+}
+
+// slowFlight is how much may be on its way to a client that has no room, bytes: it makes room by a segment or two at a time.
+const slowFlight = 4 << 10
+
+// stuck tells whether there is something for the client and next to nothing of it is on its way.
+func (l *leaseConn) stuck() bool {
+	l.mu.Lock()
+	live := l.live
+	l.mu.Unlock()
+	if !live {
+		return false
+	}
+	outstanding, err := l.socket.outstanding()
+	if err != nil {
+		return false // closed meanwhile
+	}
+	unsent, err := l.socket.unsent()
+	return err == nil && unsent > 0 && outstanding-unsent < slowFlight
+}
 
 // awaitIdle waits until busy returns 0. Leases that did not come back at once are asked again.
 func (v *vm) awaitIdle(ctx context.Context, timeout time.Duration, busy func() int) bool {

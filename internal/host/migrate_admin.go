@@ -49,7 +49,7 @@ func (d *Daemon) serveMigration(mux *http.ServeMux) {
 		return map[string][]string{"problems": append([]string{}, problems...)}, err
 	})
 	handle("POST /hold", func(r *http.Request, vm string) (any, error) {
-		timeout := maxHoldTimeout
+		timeout := maxHoldTimeout / 2
 		if s := r.URL.Query().Get("timeout"); s != "" {
 			var err error
 			if timeout, err = time.ParseDuration(s); err != nil || timeout <= 0 || timeout > maxHoldTimeout {

@@ -48,7 +48,7 @@ func TestHold(t *testing.T) {
 	g.send(2, 0, r.whole("more", ""))
 	g.waitSends(r, 1)
 	late := r.connect()
-	done := r.held(patience)
+	done := r.held(maxHoldTimeout)
 	g.expectMove()
 	g.send(3, 0, late.freeze())
 	if m, _ := expect[wire.Refused](g, 3); m.Reason != wire.ReasonDraining {

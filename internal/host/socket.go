@@ -114,7 +114,7 @@ func (s *socket) control(f func(fd int) error) error {
 // Snapshot implements lease.HostSocket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
 func (s *socket) Snapshot(st *tcpstate.State) error {
 	return s.control(func(fd int) error {
-		err := tcprepair.Snapshot(fd, st, s.read, s.halted)
+		err := tcprepair.Snapshot(fd, st, s.read, s.end(), s.halted)
 		s.snapshot = *st
 		return err
 	})
@@ -123,11 +123,17 @@ func (s *socket) Snapshot(st *tcpstate.State) error {
 // Halt implements lease.HostSocket.
 func (s *socket) Halt() error {
 	return s.control(func(fd int) error {
-		err := s.kernel.halter.Halt(fd, s.start+uint32(s.written.Load()))
+		err := s.kernel.halter.Halt(fd, s.end())
 		s.halted = err == nil
 		return err
 	})
 }
+
+// end is the sequence number behind the last byte that was written.
+func (s *socket) end() uint32 { return s.start + uint32(s.written.Load()) }
+
+// sent returns how many of the bytes that were written had been sent when Snapshot was called.
+func (s *socket) sent() int64 { return s.written.Load() - int64(s.end()-s.snapshot.SendSeq) }
 
 // resume undoes Halt.
 func (s *socket) resume(fd int) {

@@ -13,7 +13,10 @@
 // Needs root. The daemons never import it.
 package lab
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Addresses, the same in every lab: each has its own namespaces.
 var (
@@ -67,14 +70,25 @@ const (
 func Arms() []Arm { return []Arm{Baremetal, VM, Offload, Lease} }
 
 // AllArms are Arms, and those that a lab has for comparison.
-func AllArms() []Arm { return []Arm{Baremetal, VM, VMCold, VMTmpfs, Offload, Lease} }
+func AllArms() []Arm {
+	return []Arm{Baremetal, VM, VMCold, VMTmpfs, Offload, Lease, NginxHost, NginxVM}
+}
+
+// guestServers are the arms whose server is ours and in the guest.
+func (o Options) guestServers() []Arm {
+	return slices.DeleteFunc(o.servers(), func(a Arm) bool { return a == Baremetal || a.IsPeer() })
+}
 
 // servers are the arms of a lab that have a server of their own.
 func (o Options) servers() []Arm {
+	arms := Arms()
 	if o.InMemory {
-		return append(Arms(), VMTmpfs)
+		arms = append(arms, VMTmpfs)
 	}
-	return Arms()
+	if o.Peers {
+		arms = append(arms, NginxHost, NginxVM)
+	}
+	return arms
 }
 
 // offloads tells whether an arm uses the host daemon.
@@ -82,7 +96,9 @@ func (a Arm) offloads() bool { return a == Offload || a == Lease }
 
 // Ports of an arm's server.
 func (a Arm) port() uint16 {
-	return map[Arm]uint16{Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, VMTmpfs: 8083}[a]
+	return map[Arm]uint16{
+		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084,
+	}[a]
 }
 
 func (a Arm) adminPort() uint16 { return a.port() + 1000 }
@@ -92,7 +108,7 @@ var channelArms = []Arm{Offload, Lease}
 
 // addr is where an arm's server listens.
 func (a Arm) addr() netip.Addr {
-	if a == Baremetal {
+	if a == Baremetal || a == NginxHost {
 		return hostAddr4.Addr()
 	}
 	return guestAddr4.Addr()

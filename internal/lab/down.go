@@ -66,7 +66,7 @@ func down(ctx context.Context, name, dir string, say func(string)) error {
 // stopDaemons ends the daemons that a lab's state names, the host daemon last.
 func stopDaemons(s state, dir string, say func(string)) error {
 	var errs []error
-	for _, name := range append([]string{"baremetal", "vm", "offload", "lease", hostProcess, linkProcess}, segmentRoles...) {
+	for _, name := range append([]string{"baremetal", "vm", "offload", "lease", string(NginxHost), string(NginxVM), hostProcess, linkProcess}, segmentRoles...) {
 		pid, ok := s.Processes[name]
 		if !ok || !isDaemon(pid, dir, s.Binary) {
 			continue
@@ -77,8 +77,11 @@ func stopDaemons(s state, dir string, say func(string)) error {
 	return errors.Join(errs...)
 }
 
-// isDaemon tells whether a pid still means a daemon of the lab.
+// isDaemon tells whether a pid still means a daemon of the lab. nginx writes over its command line, but keeps its directory.
 func isDaemon(pid int, dir, binary string) bool {
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && (cwd == filepath.Join(dir, string(NginxHost)) || cwd == filepath.Join(dir, string(NginxVM))) {
+		return true
+	}
 	cmdline := commandLine(pid)
 	return strings.HasPrefix(cmdline, binary+"\x00") && (strings.Contains(cmdline, dir) || strings.Contains(cmdline, "\x00serve\x00"))
 }

@@ -41,7 +41,7 @@ func DemoFiles(ctx context.Context, cache string, progress func(step string)) (*
 	files := &Files{Dir: filepath.Join(cache, "media")}
 	for _, set := range dataset.Sets() {
 		n := demoSegments[set.Name]
-		progress(fmt.Sprintf("data set %s: %d segments of %.1f MB on average", set.Name, n, float64(set.MeanBytes)/1e6))
+		progress(fmt.Sprintf("data set %s: %d segments of %.1f MB on average", set.Name, n, float64(set.Bytes(1))/1e6))
 		m, err := dataset.Generate(ctx, filepath.Join(files.Dir, set.Name), dataset.Spec{Set: set.Name, Segments: n, Seed: demoSeed}, nil)
 		if err != nil {
 			return nil, err

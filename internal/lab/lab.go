@@ -34,6 +34,7 @@ type Options struct {
 	Binary    string           // the spillway binary; default: this program
 	Cache     string           // where scripts/setup.sh put the guest kernel; QEMU only
 	Files     string           // the directory that is shared
+	Peers     bool             // with nginx on the host and in the guest, from Cache
 	Threshold config.Threshold // of the offloading arms
 	BusyPoll  *time.Duration   // of the offloading servers; nil: what suits the guest
 	CPUs      int              // of the guest, each with a channel of its own for each arm; default: 1
@@ -252,11 +253,14 @@ func (l *Lab) startAll(ctx context.Context) error {
 	if err := l.StartServer(Baremetal); err != nil {
 		return err
 	}
+	if err := l.startPeers(); err != nil {
+		return err
+	}
 	if l.VM == QEMU {
 		return l.startVM(ctx)
 	}
 	l.Progress("guest servers")
-	for _, arm := range l.servers()[1:] {
+	for _, arm := range l.guestServers() {
 		if err := l.StartServer(arm); err != nil {
 			return err
 		}

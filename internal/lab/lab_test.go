@@ -73,7 +73,7 @@ func TestOptions(t *testing.T) {
 
 func TestArms(t *testing.T) {
 	seen := map[string]Arm{}
-	for _, a := range Arms() {
+	for _, a := range append(Arms(), NginxHost, NginxVM, VMTmpfs) {
 		for _, port := range []uint16{a.port(), a.adminPort()} {
 			at := fmt.Sprintf("%v:%d", a.addr(), port)
 			if other, ok := seen[at]; ok || port == 0 {

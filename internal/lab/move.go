@@ -42,3 +42,8 @@ func (s *Segment) VMAccel() qemu.Accel { return s.Hosts[s.At].VM.Accel() }
 
 // VMVersion is QEMU's version.
 func (s *Segment) VMVersion() string { return s.Hosts[s.At].VM.Version().String() }
+
+// HostStatus asks a host's daemon for its state, and decodes it into out.
+func (s *Segment) HostStatus(ctx context.Context, i int, out any) error {
+	return askSocket(ctx, s.Hosts[i].Admin(), "GET", "/status", out)
+}

@@ -28,18 +28,24 @@ func (l *Lab) guestEnv() string { return fmt.Sprintf("GOMAXPROCS=%d", l.CPUs) }
 // startProcess starts the binary inside a namespace, with files from descriptor 3 on; its output goes to NAME.log in the lab's directory, behind what an
 // earlier run wrote.
 func (l *Lab) startProcess(name string, ns *netns.Namespace, files []*os.File, args ...string) error {
+	cmd := exec.Command(l.Binary, args...)
+	cmd.ExtraFiles = files
+	return l.startCommand(name, ns, cmd, syscall.SIGKILL)
+}
+
+// startCommand does it for any program; orphaned is the signal that it gets when this process ends and the lab is not detached.
+func (l *Lab) startCommand(name string, ns *netns.Namespace, cmd *exec.Cmd, orphaned syscall.Signal) error {
 	log, err := os.OpenFile(l.LogPath(name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(l.Binary, args...)
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, files
+	cmd.Stdout, cmd.Stderr = log, log
 	if ns == l.Guest {
 		cmd.Env = append(os.Environ(), l.guestEnv())
 	}
 	// A group of its own: an interrupt typed at the terminal is for the lab's owner.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: orphaned}
 	if l.Detached {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	}

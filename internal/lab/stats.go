@@ -13,9 +13,12 @@ import (
 	"spillway/internal/guest"
 )
 
-// ServerStats asks an arm's media server for its counters.
+// ServerStats asks an arm's media server for its counters; a peer has none of these.
 func (l *Lab) ServerStats(ctx context.Context, arm Arm) (guest.Snapshot, error) {
 	var s guest.Snapshot
+	if arm.IsPeer() {
+		return s, l.peerReady(ctx, arm)
+	}
 	body, err := l.get(ctx, http.MethodGet, l.adminURL(arm, "/stats"))
 	if err != nil {
 		return s, err
@@ -25,6 +28,9 @@ func (l *Lab) ServerStats(ctx context.Context, arm Arm) (guest.Snapshot, error) 
 
 // ResetServerStats sets them to zero.
 func (l *Lab) ResetServerStats(ctx context.Context, arm Arm) error {
+	if arm.IsPeer() {
+		return nil
+	}
 	_, err := l.get(ctx, http.MethodPost, l.adminURL(arm, "/stats/reset"))
 	return err
 }

@@ -11,7 +11,7 @@ func (l *Lab) WhatToTry(file string) string {
 	client := namespaceName(l.Name, "client")
 	fmt.Fprintf(&b, "Download through the VM, sent by the host:\n  ip netns exec %s curl -o /dev/null %s\n", client, l.URL(Lease, file))
 	fmt.Fprintf(&b, "\nThe same file by each way to serve:\n")
-	for _, arm := range Arms() {
+	for _, arm := range l.servers() {
 		fmt.Fprintf(&b, "  %-10s %s\n", arm, l.URL(arm, file))
 	}
 	fmt.Fprintf(&b, "\nWhat became of it:\n  %s status --admin %s\n  ip netns exec %s curl %s\n",

@@ -132,7 +132,7 @@ func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
 	if l.Congestion != "" {
 		spec.Sysctls = map[string]string{"net.ipv4.tcp_congestion_control": l.Congestion}
 	}
-	for _, arm := range l.servers()[1:] {
+	for _, arm := range l.guestServers() {
 		mount := guestMount
 		if arm == VMTmpfs {
 			mount = guestMemory
@@ -147,6 +147,9 @@ func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
 		if image.Files, err = filesBelow(l.Files, guestMemory); err != nil {
 			return err
 		}
+	}
+	if err := l.addPeer(&image); err != nil {
+		return err
 	}
 	return image.WriteFile(file)
 }

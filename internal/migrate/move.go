@@ -12,7 +12,7 @@ import (
 // Defaults of a Plan.
 const (
 	defaultPrecopyTimeout = 5 * time.Minute
-	defaultHoldTimeout    = 2 * time.Second
+	defaultHoldTimeout    = 3 * time.Second
 	defaultAnswerTimeout  = 10 * time.Second
 )
 

@@ -28,6 +28,7 @@ type Initramfs struct {
 	Modules  []Module          // in load order
 	Spec     guestinit.Spec    // becomes guestinit.SpecPath
 	Files    map[string][]byte // more files by absolute path
+	Programs map[string]string // more executable files by absolute path, each with the host's path
 }
 
 // Numbers of /dev/console: Documentation/admin-guide/devices.txt. The kernel opens it before init runs.
@@ -104,6 +105,16 @@ func (i Initramfs) records() ([]cpio.Record, error) {
 			return nil, fmt.Errorf("file %q: not a clean absolute path", name)
 		}
 		records = append(records, file(name, i.Files[name]))
+	}
+	for _, name := range slices.Sorted(maps.Keys(i.Programs)) {
+		if !path.IsAbs(name) || path.Clean(name) != name {
+			return nil, fmt.Errorf("program %q: not a clean absolute path", name)
+		}
+		data, err := os.ReadFile(i.Programs[name])
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, cpio.StaticFile(strings.TrimPrefix(name, "/"), string(data), 0o755))
 	}
 	return records, nil
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestSetupCheck proves that scripts/setup.sh and FindKernel and FindProgram agree on where things lie.
+// TestSetupCheck proves that scripts/setup.sh and FindKernel and FindProgram agree on where things lie. Where nginx lies package nginx tests.
 func TestSetupCheck(t *testing.T) {
 	cache := t.TempDir()
 	check := func() (string, error) {
@@ -23,6 +23,16 @@ func TestSetupCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(boot, "vmlinuz-6.1.0-56-amd64"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := check(); err == nil || strings.Contains(out, "kernel") || !strings.Contains(out, "missing: nginx in "+cache) {
+		t.Errorf("--check of a cache without nginx: %v, %q", err, out)
+	}
+	nginx := filepath.Join(cache, "nginx", "1.22.1-9", "usr", "sbin")
+	if err := os.MkdirAll(nginx, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(nginx, "nginx"), nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	bin := filepath.Join(cache, "qemu", "10.0.2+ds-2", "usr", "bin")

@@ -14,7 +14,7 @@ const infoOptUsecTS = 1 << 6
 
 // Extract enters repair mode and reads the connection on the frozen fd into st, except Local and Remote, which the caller
 // has, and what ReadOptions fills. An MSS other than 0 is kept: it is constant for the life of a connection, so the side that
-// restored it knows it. The caller owns fd.
+// restored it knows it. So is a congestion window that the connection began with on this socket and has not filled. The caller owns fd.
 //
 // It refuses with ErrNotEstablished, ErrUnread, ErrUnacked, ErrNotPlainTCP, ErrWindowShrunk or ErrPeerWindow in an *Error, which tells
 // whether the socket is in repair mode by then. Thaw undoes both.
@@ -25,6 +25,9 @@ func Extract(fd int, st *tcpstate.State) error {
 		return &Error{Op: "extract", Left: LeftFrozen, Err: err}
 	}
 	c.readRepair(st, &i)
+	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
+	st.SendSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
+	c.readReceived(st)
 	// The last call: a segment that was past the filter when Freeze attached it may be processed until now. The memory of
 	// the queue counts out-of-order segments and a FIN as well, which SIOCINQ does not.
 	queued := c.get(unix.SOL_SOCKET, unix.SO_MEMINFO) // its first number is SK_MEMINFO_RMEM_ALLOC
@@ -48,17 +51,17 @@ func Extract(fd int, st *tcpstate.State) error {
 
 // Snapshot is Extract for a live socket that stays open to the peer: in repair mode it goes on to receive and to acknowledge, so nothing
 // that the peer says is lost, and Seal tells later what it was. read is the sequence number of the next byte that the caller would read:
-// st.RecvSeq is set to it, and what is queued behind it counts as said later. The caller owns fd and neither reads nor writes it until Thaw,
-// or Seal and Park.
+// st.RecvSeq is set to it, and what is queued behind it counts as said later. written is the sequence number behind the last byte that the caller has
+// written, as for Halt. The caller owns fd and neither reads nor writes it until Thaw, or Seal and Park.
 //
-// A halted socket (Halter) may have more to send: st.SendSeq is the sequence number of the first byte that has not been on the wire, and the caller, who knows
+// A halted socket may have more to send: st.SendSeq is the sequence number of the first byte that has not been on the wire, and the caller, who knows
 // what the bytes from there on are, has the new owner send them.
 //
 // It refuses with ErrNotEstablished, ErrUnacked or ErrWindowShrunk.
-func Snapshot(fd int, st *tcpstate.State, read uint32, halted bool) error {
+func Snapshot(fd int, st *tcpstate.State, read, written uint32, halted bool) error {
 	c := calls{fd: fd}
 	i := c.info()
-	unsent := i.notSentBytes
+	st.SendSeq = written - i.notSentBytes
 	if halted {
 		i.notSentBytes = 0
 	}
@@ -66,7 +69,9 @@ func Snapshot(fd int, st *tcpstate.State, read uint32, halted bool) error {
 		return &Error{Op: "snapshot", Left: LeftLive, Err: err}
 	}
 	c.readRepair(st, &i)
-	st.SendSeq -= unsent
+	// written is the caller's to know, because a socket that hears its peer must not have its send queue chosen: the kernel then takes what waits there for
+	// sent, without sending it, as soon as the peer says something (tcp_write_xmit, net/ipv4/tcp_output.c).
+	c.readReceived(st)
 	st.RecvSeq = read
 	err := c.err()
 	w := &st.Window
@@ -164,11 +169,11 @@ func (c *calls) enterRepair(i *info) error {
 	return nil
 }
 
-// readRepair reads what only repair mode tells, and i.
+// readRepair reads what only repair mode tells, except the queues, and i. Before, st.Cwnd is the window that the socket began with; 0: TCP's own.
 func (c *calls) readRepair(st *tcpstate.State, i *info) {
 	st.Options = i.options & (tcpstate.OptTimestamps | tcpstate.OptSACK | tcpstate.OptWScale)
 	st.SendWScale, st.RecvWScale = i.wscale&0xf, i.wscale>>4
-	st.Cwnd, st.Ssthresh = min(i.startWindow(), tcpstate.MaxCwnd), i.sndSsthresh
+	st.Cwnd, st.Ssthresh = min(i.startWindow(st.Cwnd), tcpstate.MaxCwnd), i.sndSsthresh
 	if st.Ssthresh > tcpstate.MaxCwnd { // TCP_INFINITE_SSTHRESH (include/net/tcp.h): none was found
 		st.Ssthresh = 0
 	}
@@ -182,9 +187,11 @@ func (c *calls) readRepair(st *tcpstate.State, i *info) {
 	if st.Options&tcpstate.OptTimestamps != 0 {
 		st.Timestamp = nextTimestamp(c.getTCP(unix.TCP_TIMESTAMP), i.options&infoOptUsecTS != 0)
 	}
-	c.setTCP(unix.TCP_REPAIR_QUEUE, sendQueue)
-	st.SendSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
-	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue) // and stays so, for Confirm and Seal
+}
+
+// readReceived reads what was received. The receive queue stays chosen, for Confirm and Seal.
+func (c *calls) readReceived(st *tcpstate.State) {
+	c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
 	st.RecvSeq = c.getTCP(unix.TCP_QUEUE_SEQ)
 	c.window(&st.Window)
 }
@@ -194,8 +201,14 @@ const initialWindow = 10
 
 // startWindow is the congestion window that the connection would send its next data with: after a pause it is halved for each retransmission timeout that
 // has passed, down to the initial one (RFC 2861; tcp_cwnd_restart, net/ipv4/tcp_output.c).
-func (i *info) startWindow() uint32 {
+//
+// A window that began with so many segments has not grown before these were delivered: BBR adds to the window what is acknowledged, whether there was use for it or
+// not, until it knows the path (bbr_set_cwnd, net/ipv4/tcp_bbr.c), which it begins to learn anew with each change of hands.
+func (i *info) startWindow(began uint32) uint32 {
 	w := i.sndCwnd
+	if began = max(began, initialWindow); i.delivered < began {
+		w = min(w, began)
+	}
 	for idle := int64(i.sinceDataMs) * 1000; idle > int64(i.rtoUs) && i.rtoUs > 0 && w > initialWindow; idle -= int64(i.rtoUs) {
 		w = max(w/2, initialWindow)
 	}

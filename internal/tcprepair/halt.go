@@ -145,11 +145,14 @@ func (h *Halter) Halt(fd int, written uint32) error {
 	if err := h.attach(); err != nil {
 		return &Error{Op: "halt", Left: LeftLive, Err: err}
 	}
-	// Twice: what has left since the first reading must not be dropped when it is retransmitted. After the first time, nothing new leaves.
+	// Twice: what has left since the first reading must not be dropped when it is retransmitted. After the first time, nothing new leaves. TCP_INFO waits for a
+	// segment that is on its way past the program on another CPU (lock_sock_fast in tcp_get_info, net/ipv4/tcp.c); SIOCOUTQNSD does not.
 	for range 2 {
-		unsent, err := UnsentBytes(fd)
+		c := calls{fd: fd}
+		i := c.info()
+		err := c.err()
 		if err == nil {
-			err = h.limits.Put(int32(fd), limited|uint64(written-uint32(unsent)))
+			err = h.limits.Put(int32(fd), limited|uint64(written-i.notSentBytes))
 		}
 		if err != nil {
 			h.Resume(fd)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"spillway/internal/tcpstate"
 )
 
@@ -56,9 +58,9 @@ func (r *rig) haltOnce(t *testing.T, h *Halter) {
 	must(t, host.SetWriteDeadline(time.Now().Add(time.Duration(rand.IntN(4000))*time.Microsecond)))
 	queued, _ := host.Write(stream) // until the deadline, most likely
 
-	must(t, h.Halt(host.fd, start+uint32(queued)))
+	must(t, h.Halt(host.fd, host.end))
 	r.settle(t, host)
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, true))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, true))
 	sent := int(st.SendSeq - start)
 	control(t, r.guest, Park)
 	control(t, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, ka) })
@@ -97,7 +99,7 @@ func (r *rig) clientGets(t *testing.T, n int) <-chan []byte {
 }
 
 // settle waits until nothing is under way.
-func (r *rig) settle(t *testing.T, host leased) {
+func (r *rig) settle(t *testing.T, host *leased) {
 	t.Helper()
 	eventually(t, "what was on the wire is acknowledged", func() bool {
 		unacked, err1 := UnackedBytes(host.fd)
@@ -120,10 +122,10 @@ func TestHaltUndone(t *testing.T) {
 		must(t, host.SetWriteDeadline(time.Now().Add(time.Duration(rand.IntN(2000))*time.Microsecond)))
 		n, _ := host.Write(stream[written:])
 		written += n
-		must(t, h.Halt(host.fd, st.SendSeq+uint32(written)))
+		must(t, h.Halt(host.fd, host.end))
 		r.settle(t, host)
 		again := st
-		must(t, Snapshot(host.fd, &again, st.RecvSeq, true))
+		must(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true))
 		must(t, Thaw(host.fd, st.KeepAlive))
 		h.Resume(host.fd)
 		if h.attached != nil {
@@ -148,7 +150,7 @@ func TestHaltLasts(t *testing.T) {
 	must(t, host.SetWriteDeadline(time.Now().Add(time.Millisecond)))
 	stream := noise(8 << 20)
 	queued, _ := host.Write(stream)
-	must(t, h.Halt(host.fd, st.SendSeq+uint32(queued)))
+	must(t, h.Halt(host.fd, host.end))
 	unsent, err := UnsentBytes(host.fd)
 	must(t, err)
 	time.Sleep(1500 * time.Millisecond) // several timers of loss probe, retransmission and window probe
@@ -171,13 +173,82 @@ func TestSnapshotHaltedRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := newHalter(t)
-	must(t, h.Halt(host.fd, st.SendSeq+uint32(len("unacknowledged"))))
+	must(t, h.Halt(host.fd, host.end))
 	var again tcpstate.State
-	wantError(t, Snapshot(host.fd, &again, st.RecvSeq, true), ErrUnacked, LeftLive)
+	wantError(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true), ErrUnacked, LeftLive)
 	h.Resume(host.fd)
 
 	var none *Halter
 	if err := none.Halt(host.fd, 0); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("no Halter: %v", err)
+	}
+}
+
+// TestSnapshotHaltedHears: each segment of the peer makes the kernel look at the send queue, also during a snapshot, and none of it may then be taken for sent.
+func TestSnapshotHaltedHears(t *testing.T) {
+	r := newRig(t, lanes()[0])
+	h := newHalter(t)
+	st := r.extractGuest(t)
+	host := r.restoreOnHost(t, &st)
+	must(t, h.Halt(host.fd, host.end)) // as if the window had been closed before
+	stream := noise(20_000)
+	if _, err := host.Write(stream); err != nil {
+		t.Fatal(err)
+	}
+	stop := r.clientAcknowledges(t, &st)
+	for range 2000 {
+		again := st
+		must(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true))
+		unsent, err := UnsentBytes(host.fd)
+		must(t, err)
+		must(t, Thaw(host.fd, st.KeepAlive))
+		if again.SendSeq != st.SendSeq || unsent != len(stream) {
+			t.Fatalf("of %d bytes that wait, the snapshot takes %d for sent, the kernel %d", len(stream), int32(again.SendSeq-st.SendSeq), len(stream)-unsent)
+		}
+	}
+	stop()
+	h.Resume(host.fd)
+	if p := <-r.clientGets(t, len(stream)); !bytes.Equal(p, stream) {
+		t.Error("the client's stream is wrong")
+	}
+}
+
+// clientAcknowledges sends empty segments to the connection of st, as fast as it can, until the function that it returns is called.
+func (r *rig) clientAcknowledges(t *testing.T, st *tcpstate.State) (stop func()) {
+	t.Helper()
+	var fd int
+	r.net.Client.Must(t, func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		return err
+	})
+	packet := make([]byte, ipv4HeaderMin+tcpHeaderMin)
+	packet[0], packet[8], packet[9] = 0x45, 64, tcpProtocol
+	from, to := st.Remote.Addr().As4(), st.Local.Addr().As4()
+	copy(packet[ipv4AddressesPos:], from[:])
+	copy(packet[ipv4AddressesPos+len(from):], to[:])
+	be, segment := binary.BigEndian, packet[ipv4HeaderMin:]
+	be.PutUint16(segment, st.Remote.Port())
+	be.PutUint16(segment[2:], st.Local.Port())
+	be.PutUint32(segment[tcpSequencePos:], st.RecvSeq)
+	be.PutUint32(segment[8:], st.SendSeq)
+	segment[tcpOffsetPos], segment[tcpFlagsPos] = tcpHeaderMin/4<<4, 0x10 // ACK
+	be.PutUint16(segment[14:], 500)                                       // the window
+	finish(packet, ipv4HeaderMin)
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			default:
+				_ = unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: to}) // a full queue drops some
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-done
+		unix.Close(fd)
 	}
 }

@@ -19,6 +19,7 @@ func TestInfoLayout(t *testing.T) {
 		"tcpi_snd_ssthresh":   {unsafe.Offsetof(i.sndSsthresh), unsafe.Offsetof(k.Snd_ssthresh)},
 		"tcpi_snd_cwnd":       {unsafe.Offsetof(i.sndCwnd), unsafe.Offsetof(k.Snd_cwnd)},
 		"tcpi_notsent_bytes":  {unsafe.Offsetof(i.notSentBytes), unsafe.Offsetof(k.Notsent_bytes)},
+		"tcpi_delivered":      {unsafe.Offsetof(i.delivered), unsafe.Offsetof(k.Delivered)},
 	} {
 		if offsets[0] != offsets[1] {
 			t.Errorf("%s at offset %d, want %d", name, offsets[0], offsets[1])
@@ -26,13 +27,14 @@ func TestInfoLayout(t *testing.T) {
 	}
 }
 
-func TestStartWindowAfterPause(t *testing.T) {
-	for _, c := range []struct{ cwnd, rtoUs, idleMs, want uint32 }{
-		{100, 200_000, 0, 100}, {100, 200_000, 200, 100}, {100, 200_000, 201, 50}, {100, 200_000, 500, 25}, {100, 200_000, 100_000_000, 10},
-		{5, 200_000, 1000, 5}, {100, 0, 1000, 100},
+func TestStartWindowOfInfo(t *testing.T) {
+	for _, c := range []struct{ cwnd, rtoUs, idleMs, want, began, delivered uint32 }{
+		{100, 200_000, 0, 100, 0, 500}, {100, 200_000, 200, 100, 0, 500}, {100, 200_000, 201, 50, 0, 500}, {100, 200_000, 500, 25, 0, 500},
+		{100, 200_000, 100_000_000, 10, 0, 500}, {5, 200_000, 1000, 5, 0, 500}, {100, 0, 1000, 100, 0, 500},
+		{14, 0, 0, 10, 0, 4}, {14, 0, 0, 14, 0, 10}, {304, 0, 0, 300, 300, 4}, {200, 0, 0, 200, 300, 4}, {600, 0, 0, 600, 300, 300},
 	} {
-		i := info{sndCwnd: c.cwnd, rtoUs: c.rtoUs, sinceDataMs: c.idleMs}
-		if got := i.startWindow(); got != c.want {
+		i := info{sndCwnd: c.cwnd, rtoUs: c.rtoUs, sinceDataMs: c.idleMs, delivered: c.delivered}
+		if got := i.startWindow(c.began); got != c.want {
 			t.Errorf("%+v: %d segments", c, got)
 		}
 	}

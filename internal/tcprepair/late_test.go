@@ -123,7 +123,7 @@ func TestLateReset(t *testing.T) {
 	r := newRig(t, lanes()[0])
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, false))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false))
 	must(t, r.client.SetLinger(0))
 	must(t, r.client.Close())
 	eventually(t, "the host's socket has the RST", func() bool {
@@ -144,7 +144,7 @@ func TestSnapshotUndone(t *testing.T) {
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
 	ka := st.KeepAlive
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, false))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false))
 	r.say(t, host.fd, []byte("meanwhile"), 0)
 	must(t, Thaw(host.fd, ka))
 	got := make([]byte, len("meanwhile"))
@@ -164,7 +164,7 @@ func TestSnapshotRefuses(t *testing.T) {
 	if _, err := host.Write([]byte("unacknowledged")); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, Snapshot(host.fd, &st, st.RecvSeq, false), ErrUnacked, LeftLive)
+	wantError(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false), ErrUnacked, LeftLive)
 }
 
 // TestLateUpload: a client that sends on and on, until the host's receive buffer is full, while its connection is given back. What it was told of the

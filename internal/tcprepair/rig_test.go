@@ -174,25 +174,32 @@ func (r *rig) transparent(tb testing.TB) (fd int) {
 // leased is the host's end of a connection.
 type leased struct {
 	*os.File
-	fd int
+	fd  int
+	end uint32 // the sequence number behind the last byte that was written
+}
+
+func (l *leased) Write(p []byte) (int, error) {
+	n, err := l.File.Write(p)
+	l.end += uint32(n)
+	return n, err
 }
 
 // restoreOnHost is the host's half of a handover. The connection is closed at the end of the test, if not before.
-func (r *rig) restoreOnHost(tb testing.TB, st *tcpstate.State) leased {
+func (r *rig) restoreOnHost(tb testing.TB, st *tcpstate.State) *leased {
 	tb.Helper()
 	fd := r.transparent(tb)
 	f := os.NewFile(uintptr(fd), "leased connection") // non-blocking, so that it uses the netpoller
 	tb.Cleanup(func() { f.Close() })
 	must(tb, Restore(fd, st))
-	return leased{f, fd}
+	return &leased{f, fd, st.SendSeq}
 }
 
 // handBack gives the host's connection, restored from st and since when the host has read so many bytes, back to the guest's fd, and returns its
 // state by then. meanwhile is called while both have a socket for it.
-func (r *rig) handBack(tb testing.TB, host leased, st tcpstate.State, read int, meanwhile func()) tcpstate.State {
+func (r *rig) handBack(tb testing.TB, host *leased, st tcpstate.State, read int, meanwhile func()) tcpstate.State {
 	tb.Helper()
 	drain(tb, host.fd)
-	must(tb, Snapshot(host.fd, &st, st.RecvSeq+uint32(read), false))
+	must(tb, Snapshot(host.fd, &st, st.RecvSeq+uint32(read), host.end, false))
 	control(tb, r.guest, Park)
 	control(tb, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, st.KeepAlive) })
 	was := st.Window.Peer()

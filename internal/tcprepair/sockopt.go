@@ -26,7 +26,7 @@ type repairOption struct {
 	value uint32
 }
 
-// info is the head of struct tcp_info (include/uapi/linux/tcp.h), in the length it has had since Linux 4.6.
+// info is the head of struct tcp_info (include/uapi/linux/tcp.h), in the length it has had since Linux 4.18.
 type info struct {
 	state        uint8
 	_            [4]uint8
@@ -45,6 +45,8 @@ type info struct {
 	sndCwnd      uint32 // tcpi_snd_cwnd, offset 80, segments
 	_            [15]uint32
 	notSentBytes uint32 // tcpi_notsent_bytes, offset 144
+	_            [11]uint32
+	delivered    uint32 // tcpi_delivered, offset 192, segments
 }
 
 // calls runs system calls on one socket and remembers the first that failed; those after it are not made. It lets a sequence

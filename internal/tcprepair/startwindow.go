@@ -141,10 +141,11 @@ const growth = 4
 // threshold that would not limit the window, too (bpf_sol_tcp_setsockopt, net/core/filter.c). So it is for connections that change hands again soon,
 // and that would each time begin to double their window until packets are lost.
 func (w *StartWindow) Set(fd int, st *tcpstate.State) error {
-	if w == nil || st.Cwnd == 0 {
+	limit := windowLimit(st)
+	if w == nil || st.Cwnd <= initialWindow && limit == 0 {
 		return nil
 	}
-	if err := w.windows.Put(int32(fd), startWindow{segments: st.Cwnd, limit: windowLimit(st)}); err != nil {
+	if err := w.windows.Put(int32(fd), startWindow{segments: st.Cwnd, limit: limit}); err != nil {
 		return fmt.Errorf("tcprepair: start window: %w", err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"io"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -41,7 +42,7 @@ func TestStartWindow(t *testing.T) {
 				set(fd)
 				must(t, Restore(fd, &st))
 				check("host", fd)
-				must(t, Snapshot(fd, &st, st.RecvSeq, false))
+				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq, false))
 				wantRead := c.wantThreshold
 				if wantRead == none {
 					wantRead = 0
@@ -70,4 +71,65 @@ func TestStartWindow(t *testing.T) {
 	var none *StartWindow
 	must(t, none.Set(-1, &tcpstate.State{Cwnd: 5}))
 	must(t, none.Close())
+}
+
+// TestStartWindowDoesNotCreep: short responses leave the window as it is, however often the connection changes hands, also with a congestion control that adds
+// to it what is acknowledged.
+func TestStartWindowDoesNotCreep(t *testing.T) {
+	use := func(fd int, name string) error {
+		return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
+	}
+	for _, name := range []string{"reno", "cubic", "bbr"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, lanes()[0])
+			w, err := NewStartWindow()
+			must(t, err)
+			defer w.Close()
+			if err := controlErr(t, r.guest, func(fd int) error { return use(fd, name) }); err == unix.ENOENT {
+				t.Skip("this kernel has no congestion control ", name)
+			} else {
+				must(t, err)
+			}
+			st := tcpstate.State{Local: r.local, Remote: r.remote}
+			for range 10 {
+				began := st.Cwnd
+				st = r.extractGuest(t)
+				if began != 0 && st.Cwnd > began {
+					t.Errorf("the guest's window grew from %d to %d segments", began, st.Cwnd)
+				}
+				st.Cwnd = max(st.Cwnd, initialWindow)
+				fd := r.transparent(t)
+				must(t, w.Set(fd, &st))
+				must(t, Restore(fd, &st))
+				must(t, use(fd, name))
+				began = st.Cwnd
+				say := make([]byte, 4096)
+				if _, err := unix.Write(fd, say); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(r.client, say); err != nil {
+					t.Fatal(err)
+				}
+				drain(t, fd)
+				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq+uint32(len(say)), false))
+				if st.Cwnd > began {
+					t.Errorf("the host's window grew from %d to %d segments", began, st.Cwnd)
+				}
+				takeBack(t, r, w, &st)
+				must(t, Park(fd))
+				must(t, unix.Close(fd))
+			}
+			r.bothWays(t)
+		})
+	}
+}
+
+// takeBack takes the connection back.
+func takeBack(t *testing.T, r *rig, w *StartWindow, st *tcpstate.State) {
+	t.Helper()
+	control(t, r.guest, Park)
+	control(t, r.guest, func(fd int) error {
+		must(t, w.Set(fd, st))
+		return RestoreInPlace(fd, st, st.KeepAlive)
+	})
 }

@@ -1,0 +1,272 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"spillway/internal/host"
+	"spillway/internal/lab"
+	"spillway/internal/migrate"
+	"spillway/internal/testkit"
+)
+
+// TestVMMigration boots one VM on a lab of two hosts, and moves it: while a client streams, and with everything failing in turn. The steps share the VM and
+// come one after the other. After each the VM runs in one place, and its clients are served there.
+func TestVMMigration(t *testing.T) {
+	testkit.CheckFDs(t)
+	files := newBigMedia(t)
+	opts := lab.Options{Name: labName(), Binary: program, Files: files.dir, Cache: cache}
+	ctx, cancel := context.WithTimeout(context.Background(), bootPatience)
+	defer cancel()
+	s, err := lab.UpSegment(ctx, opts)
+	if err != nil {
+		t.Fatalf("%v\nWhat the VM needs is fetched by: scripts/setup.sh build/cache", err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			logLab(t, s.Lab)
+			t.Log(s.LogTails())
+		}
+		if err := s.Down(); err != nil {
+			t.Errorf("lab down: %v", err)
+		}
+		checkGone(t, opts.Name, files.dir)
+	})
+	for _, step := range []struct {
+		name string
+		run  func(t *testing.T, s *lab.Segment, files *media)
+	}{
+		{"there and back while a client streams", moveStreaming},
+		{"interrupted in pre-copy", func(t *testing.T, s *lab.Segment, files *media) {
+			moveFails(t, s, files, migrate.Precopy, migrate.AtSource, true, func(_ *lab.Segment, interrupt func()) { interrupt() })
+		}},
+		{"destination dies in pre-copy", func(t *testing.T, s *lab.Segment, files *media) {
+			moveFails(t, s, files, migrate.Precopy, migrate.AtSource, true, func(s *lab.Segment, _ func()) { killVM(t, s, 1-s.At) })
+		}},
+		{"destination dies at the switch-over", func(t *testing.T, s *lab.Segment, files *media) {
+			moveFails(t, s, files, migrate.Switch, migrate.AtSource, true, func(s *lab.Segment, _ func()) { killVM(t, s, 1-s.At) })
+		}},
+		{"destination dies before the guest answers", func(t *testing.T, s *lab.Segment, files *media) {
+			moveFails(t, s, files, migrate.Answer, migrate.AtSource, false, func(s *lab.Segment, _ func()) { killVM(t, s, 1-s.At) })
+		}},
+		{"no destination", moveNowhere},
+		{"source daemon dies in pre-copy", moveSourceDaemonDies},
+		{"there and back again", moveStreaming},
+		{"by the command", moveByCommand},
+		{"the channel does not come back", moveChannelAway},
+	} {
+		t.Run(step.name, func(t *testing.T) { step.run(t, s, files) })
+	}
+}
+
+func moveContext() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), bootPatience)
+}
+
+// moveStreaming: the bytes of a response that the move meets are right, and the connection lives on, as does an idle one.
+func moveStreaming(t *testing.T, s *lab.Segment, files *media) {
+	ctx, cancel := moveContext()
+	defer cancel()
+	for range 2 {
+		streaming, rest := begun(t, s.Lab, files, lab.Lease)
+		idle := dial(t, s.Lab, lab.Lease)
+		idle.get("10m.mp4", files.files["10m.mp4"])
+		lost, to := serverStats(t, s.Lab, lab.Lease).Counts.Lost, 1-s.At
+		report, err := s.Move(ctx, s.MovePlan())
+		must(t, err)
+		if report.Recalled != 2 || report.Closed != 0 || s.At != to {
+			t.Errorf("%+v", report)
+		}
+		t.Logf("%s to %s: %.0f ms, paused for %.0f", report.From, report.To, report.TotalMs, report.PausedMs)
+		streaming.take(rest)
+		before := serverStats(t, s.Lab, lab.Lease).Counts.Sends
+		for _, c := range []*client{streaming, idle} {
+			c.get("10m.mp4", files.files["10m.mp4"])
+			must(t, c.Close())
+		}
+		eventually(t, "the new host has sent both", func() bool { return serverStats(t, s.Lab, lab.Lease).Counts.Sends >= before+2 })
+		if now := serverStats(t, s.Lab, lab.Lease).Counts.Lost; now != lost {
+			t.Errorf("%d leases were lost", now-lost)
+		}
+	}
+}
+
+// moveFails: something happens when a move enters a phase. The VM is where it should be afterwards, nothing of it is elsewhere, and if whole is set its client has noticed nothing.
+func moveFails(t *testing.T, s *lab.Segment, files *media, at migrate.Phase, runs migrate.Place, whole bool, happens func(s *lab.Segment, interrupt func())) {
+	ctx, cancel := moveContext()
+	defer cancel()
+	streaming, rest := begun(t, s.Lab, files, lab.Lease)
+	defer streaming.Close()
+	from := s.At
+	plan := s.MovePlan()
+	plan.BytesPerSecond = 64 << 20 // so that pre-copy lasts for as long as it is told of
+	happened := false
+	plan.Progress = func(e migrate.Event) {
+		if e.Phase == at && !happened && (at != migrate.Precopy || e.Copied.TransferredBytes > 0) {
+			happened = true
+			happens(s, cancel)
+		}
+	}
+	_, err := s.Move(ctx, plan)
+	var failed *migrate.Error
+	if !errors.As(err, &failed) || failed.Phase != at || failed.Runs != runs || !happened {
+		t.Fatalf("the move ends with %v", err)
+	}
+	t.Log(err)
+	if s.Hosts[1-from].VM != nil || s.At != from {
+		t.Error("a QEMU is left at the destination")
+	}
+	if whole {
+		streaming.take(rest)
+	} // else its connection may have gone on at the destination, where nobody is
+	servedAgain(t, s, files)
+}
+
+// servedAgain: a new client is served, by the host.
+func servedAgain(t *testing.T, s *lab.Segment, files *media) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	must(t, s.WaitArm(ctx, lab.Lease))
+	before := serverStats(t, s.Lab, lab.Lease).Counts.Sends
+	fetch(t, s.Lab, lab.Lease, "10m.mp4", files.files["10m.mp4"])
+	eventually(t, "the host has sent it", func() bool { return serverStats(t, s.Lab, lab.Lease).Counts.Sends > before })
+}
+
+func killVM(t *testing.T, s *lab.Segment, i int) {
+	t.Helper()
+	vm := s.Hosts[i].VM
+	must(t, syscall.Kill(vm.PID(), syscall.SIGKILL))
+	select {
+	case <-vm.Done():
+	case <-time.After(patience):
+		t.Error("QEMU does not die")
+	}
+}
+
+// moveNowhere: a destination that has no room for a VM, or whose daemon is away, changes nothing.
+func moveNowhere(t *testing.T, s *lab.Segment, files *media) {
+	ctx, cancel := moveContext()
+	defer cancel()
+	noRoom := errors.New("cannot allocate memory")
+	plan := s.MovePlan()
+	plan.Start = func(context.Context) error { return noRoom }
+	_, err := s.Move(ctx, plan)
+	var failed *migrate.Error
+	if !errors.As(err, &failed) || failed.Phase != migrate.Start || failed.Runs != migrate.AtSource || !errors.Is(err, noRoom) {
+		t.Errorf("no room: %v", err)
+	}
+	servedAgain(t, s, files)
+
+	to := 1 - s.At
+	must(t, s.StopHost(to, syscall.SIGTERM))
+	if _, err = s.Move(ctx, s.MovePlan()); !errors.As(err, &failed) || failed.Phase != migrate.Check || failed.Runs != migrate.AtSource {
+		t.Errorf("no daemon: %v", err)
+	}
+	servedAgain(t, s, files)
+	must(t, s.StartHost(to))
+}
+
+// moveSourceDaemonDies: its clients are cut off, as they always are when a daemon dies, and the VM stays.
+func moveSourceDaemonDies(t *testing.T, s *lab.Segment, files *media) {
+	ctx, cancel := moveContext()
+	defer cancel()
+	streaming, rest := begun(t, s.Lab, files, lab.Lease)
+	from := s.At
+	plan := s.MovePlan()
+	plan.BytesPerSecond = 64 << 20
+	killed := false
+	plan.Progress = func(e migrate.Event) {
+		if e.Phase == migrate.Precopy && !killed && e.Copied.TransferredBytes > 0 {
+			killed = true
+			must(t, s.StopHost(from, syscall.SIGKILL))
+		}
+	}
+	_, err := s.Move(ctx, plan)
+	var failed *migrate.Error
+	if !errors.As(err, &failed) || failed.Phase != migrate.Hold || failed.Runs != migrate.AtSource || s.At != from {
+		t.Fatalf("the move ends with %v", err)
+	}
+	streaming.takeCut(rest)
+	must(t, streaming.Close())
+	must(t, s.StartHost(from))
+	servedAgain(t, s, files)
+}
+
+// moveChannelAway: the VM runs at the destination and is reached there, but its server does not find the daemon, which died. The source is kept, paused. When the daemon is
+// back, all is well.
+func moveChannelAway(t *testing.T, s *lab.Segment, files *media) {
+	ctx, cancel := moveContext()
+	defer cancel()
+	from, to := s.At, 1-s.At
+	plan := s.MovePlan()
+	plan.AnswerTimeout = time.Second
+	plan.Progress = func(e migrate.Event) {
+		if e.Phase == migrate.Answer {
+			must(t, s.StopHost(to, syscall.SIGKILL))
+		}
+	}
+	_, err := s.Move(ctx, plan)
+	var failed *migrate.Error
+	if !errors.As(err, &failed) || failed.Phase != migrate.Answer || failed.Runs != migrate.AtDestination || failed.Advice == "" {
+		t.Fatalf("the move ends with %v", err)
+	}
+	t.Log(err)
+	must(t, s.StartHost(to))
+	must(t, s.StopVM(from)) // as the advice has it
+	s.At = to
+	// Until then the guest may take what the dead daemon has left in the channel for a session.
+	eventually(t, "the server finds the daemon", func() bool {
+		var status host.Status
+		must(t, s.HostStatus(ctx, to, &status))
+		return status.VMs[0].Sessions == 1
+	})
+	servedAgain(t, s, files)
+}
+
+// moveByCommand is a move by `spillway migrate`, as an operator makes it. The destination's QEMU is started by the test when the configured command asks for it.
+func moveByCommand(t *testing.T, s *lab.Segment, files *media) {
+	streaming, rest := begun(t, s.Lab, files, lab.Lease)
+	defer streaming.Close()
+	from, to := s.At, 1-s.At
+	asked := filepath.Join(t.TempDir(), "start")
+	text := "[[vm]]\nname = \"vm0\"\n"
+	for _, h := range s.Hosts {
+		text += fmt.Sprintf("[[vm.host]]\nname = %q\nadmin = %q\nqmp = %q\naddresses = [\"%s\", \"%s\"]\nincoming = %q\nstart = [\"touch\", %q]\nstop = [\"false\"]\n",
+			h.Name, h.Admin(), h.QMP(), h.Addresses[0], h.Addresses[1], s.MovePlan().URI, asked)
+	}
+	file := filepath.Join(t.TempDir(), "migrate.toml")
+	must(t, os.WriteFile(file, []byte(text), 0o644))
+	started := make(chan error, 1)
+	go func() {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			if _, err := os.Stat(asked); err == nil {
+				started <- s.StartIncoming(context.Background(), to)
+				return
+			}
+		}
+		started <- errors.New("nobody asked for it")
+	}()
+	out, err := exec.Command(program, "migrate", "vm0", "--to", s.Hosts[to].Name, "--config", file, "--json").Output()
+	must(t, <-started)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, err.(*exec.ExitError).Stderr)
+	}
+	must(t, s.StopVM(from))
+	s.At = to
+	var report migrate.Report
+	must(t, json.Unmarshal(out, &report))
+	if report.VM != "vm0" || report.To != s.Hosts[to].Name || report.Recalled != 1 || report.Closed != 0 {
+		t.Errorf("%s", out)
+	}
+	streaming.take(rest)
+	servedAgain(t, s, files)
+}

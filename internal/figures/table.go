@@ -1,0 +1,188 @@
+package figures
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"spillway/internal/bench"
+)
+
+// markdownTable is one with its first column aligned left and the others right.
+func markdownTable(heads []string, rows [][]string) string {
+	var b strings.Builder
+	line := func(cells []string) { b.WriteString("| " + strings.Join(cells, " | ") + " |\n") }
+	line(heads)
+	b.WriteString("|---|" + strings.Repeat("---:|", len(heads)-1) + "\n")
+	for _, r := range rows {
+		line(r)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// tables of a report: one of the arms, and those that are its bench's own.
+func tables(r *bench.Report) []string {
+	rows := published(r)
+	if len(rows) == 0 {
+		return nil
+	}
+	players := slices.DeleteFunc(slices.Clone(rows), func(row bench.Row) bool { return row.Playback == nil })
+	others := slices.DeleteFunc(rows, func(row bench.Row) bool { return row.Playback != nil })
+	var all []string
+	switch {
+	case len(others) == 0:
+	case r.Bench == "dash" || r.Bench == "demo":
+		all = append(all, "Elapsed, s; a dash where a figure is missing or refused.\n\n"+armTable(others, func(row bench.Row) float64 { return elapsed(row).Median }, 2, false))
+	case r.Bench == "cpu":
+		all = append(all, "CPU time of the processes, s/GB.\n\n"+
+			armTable(others, func(row bench.Row) float64 { return row.Processes[allProcesses].CPUSecondsPerGB }, 3, false))
+	case r.Bench == "handover" || r.Bench == "path" || r.Bench == "idle":
+		all = append(all, "Median time of a request, ms.\n\n"+armTable(others, func(row bench.Row) float64 { return row.MedianUs / 1000 }, 2, false))
+	default:
+		all = append(all, "MB/s; a dash where a figure is missing or refused.\n\n"+armTable(others, func(row bench.Row) float64 { return rate(row).Median }, 1, true))
+	}
+	if len(players) > 0 {
+		all = append(all, playerTable(players))
+	}
+	return all
+}
+
+// ratios of the tables: the first arm to the second.
+var ratios = [][2]string{{"lease", "vm"}, {"lease", "nginx-vm"}, {"lease", "nginx-host"}, {"lease", "baremetal"}, {"offload", "vm"}}
+
+// armTable has a row for each case, a column for each arm, and how much better the first arm of each ratio is than the second.
+func armTable(rows []bench.Row, value func(bench.Row) float64, decimals int, moreIsBetter bool) string {
+	all := arms(rows)
+	heads := append([]string{""}, all...)
+	compared := slices.DeleteFunc(slices.Clone(ratios), func(p [2]string) bool { return !slices.Contains(all, p[0]) || !slices.Contains(all, p[1]) })
+	for _, p := range compared {
+		heads = append(heads, fmt.Sprintf("%s to %s", p[0], p[1]))
+	}
+	var lines [][]string
+	for _, name := range cases(rows) {
+		cells := []string{name}
+		of := func(arm string) float64 {
+			if row, ok := of(rows, arm, name); ok {
+				return value(row)
+			}
+			return 0
+		}
+		for _, arm := range all {
+			cells = append(cells, orDash(of(arm), decimals, ""))
+		}
+		for _, p := range compared {
+			times := 0.0
+			if a, b := of(p[0]), of(p[1]); a > 0 && b > 0 {
+				times = a / b
+				if !moreIsBetter {
+					times = b / a
+				}
+			}
+			cells = append(cells, orDash(times, 2, "×"))
+		}
+		lines = append(lines, cells)
+	}
+	note := ""
+	if len(compared) > 0 {
+		note = "\n\nThe last columns say how many times better the first arm is than the second."
+	}
+	return markdownTable(heads, lines) + note
+}
+
+// playerTable shows what players saw.
+func playerTable(rows []bench.Row) string {
+	var lines [][]string
+	for _, arm := range arms(rows) {
+		for _, row := range rows {
+			if p := row.Playback; row.Arm == arm {
+				lines = append(lines, []string{arm, fmt.Sprint(p.Players), fmt.Sprintf("%.0f", p.MeanKbit), fmt.Sprint(p.Stalls), fmt.Sprintf("%.1f", p.StalledS),
+					fmt.Sprint(p.Switches), fmt.Sprintf("%.0f", p.StartupMs), orDash(rate(row).Median, 1, "")})
+			}
+		}
+	}
+	return "Players, by their own clock.\n\n" + markdownTable([]string{"", "players", "mean bit rate, kbit/s", "times stalled", "stalled, s", "switches", "start, ms", "MB/s"}, lines)
+}
+
+func orDash(v float64, decimals int, unit string) string {
+	if v <= 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.*f%s", decimals, v, unit)
+}
+
+// crossoverTable compares, for each report with several sizes, the size from which an arm was faster than the VM with what the model says of it.
+func crossoverTable(reports []*bench.Report) string {
+	var lines [][]string
+	for _, r := range reports {
+		rows := bySize(published(r))
+		if r.Bench != "micro" && r.Bench != "request" {
+			continue
+		}
+		base, ok := FitCost(ofArm(rows, bench.ArmVM))
+		if !ok {
+			continue
+		}
+		for _, arm := range []string{"offload", "lease"} {
+			c, ok := FitCost(ofArm(rows, arm))
+			if !ok {
+				continue
+			}
+			extra := c.FixedS - base.FixedS
+			measured, pays := measuredCrossover(rows, arm, bench.ArmVM)
+			model, modelPays := Crossover(extra, base.BytesPerSec, c.BytesPerSec)
+			lines = append(lines, []string{arm + ", " + condition(r.Env), fmt.Sprintf("%.0f", extra*1e6), fmt.Sprintf("%.0f", base.BytesPerSec/1e6),
+				fmt.Sprintf("%.0f", c.BytesPerSec/1e6), crossoverName(model, modelPays), crossoverName(measured, pays)})
+		}
+	}
+	if len(lines) == 0 {
+		return ""
+	}
+	return markdownTable([]string{"", "extra time, µs", "B_vm, MB/s", "B_host, MB/s", "crossover by the model", "measured"}, lines) +
+		"\n\nTimes and bandwidths are fits to the medians of all sizes."
+}
+
+func ofArm(rows []bench.Row, arm string) []bench.Row {
+	return slices.DeleteFunc(slices.Clone(rows), func(r bench.Row) bool { return r.Arm != arm })
+}
+
+func crossoverName(bytes float64, pays bool) string {
+	switch {
+	case !pays:
+		return "never"
+	case bytes < 1:
+		return "always"
+	}
+	return sizeName(float64(int64(bytes)))
+}
+
+// handoverStep is the name of the step that is a handover and a handback.
+const handoverStep = "round_trip"
+
+// predictionTable fills the model in for KVM. It is empty unless a handover and the host's bandwidth on an unshaped link were measured.
+func predictionTable(reports []*bench.Report) string {
+	var handovers []float64
+	var host float64
+	for _, r := range reports {
+		rows := published(r)
+		for _, row := range rows {
+			if step := row.Steps[handoverStep]; r.Bench == "handover" && row.Arm == "offload" && step.MedianUs > 0 {
+				handovers = append(handovers, step.MedianUs/1e6)
+			}
+		}
+		if c, ok := FitCost(ofArm(bySize(rows), bench.ArmBareMetal)); ok && r.Env.Link == "unshaped" && (r.Bench == "micro" || r.Bench == "request") {
+			host = max(host, c.BytesPerSec)
+		}
+	}
+	if len(handovers) == 0 || host == 0 {
+		return ""
+	}
+	slices.Sort(handovers)
+	handovers = slices.Compact([]float64{handovers[0], handovers[len(handovers)-1]})
+	var lines [][]string
+	for _, p := range Predict(host, handovers) {
+		lines = append(lines, []string{fmt.Sprintf("%g Gbit/s", p.LinkGbit), fmt.Sprintf("%.0f %%", 100*p.VMShare), fmt.Sprintf("%.0f", p.HandoverS*1e6),
+			crossoverName(p.SizeBytes, p.Pays)})
+	}
+	return fmt.Sprintf("B_host without a link: %.0f MB/s.\n\n", host/1e6) +
+		markdownTable([]string{"link (prediction)", "VM's share of B_host, assumed", "handover and handback, µs, measured", "crossover, predicted"}, lines)
+}
