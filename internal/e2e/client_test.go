@@ -76,7 +76,7 @@ func receiveBuffer(bytes int) func(fd int) error {
 // send writes text as it is.
 func (c *client) send(text string) bool {
 	c.t.Helper()
-	if err := c.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(c.patience)); err != nil {
 		c.t.Error(err)
 		return false
 	}
@@ -118,7 +118,7 @@ func (c *client) begin(name string, want []byte, n int) bool {
 // take reads exactly the bytes want.
 func (c *client) take(want []byte) bool {
 	c.t.Helper()
-	got, err := c.compare(want, patience)
+	got, err := c.compare(want, c.patience)
 	if err != nil {
 		c.t.Errorf("after %d of %d bytes: %v", got, len(want), err)
 	}

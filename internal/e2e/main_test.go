@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// program is the binary under test, built once by TestMain and only read by the tests.
-var program string
+// program is the binary under test, built once by TestMain and only read by the tests: under the race detector when they are. vmProgram is the same without
+// it: it is the VM's init too, and has no libc there.
+var program, vmProgram string
 
 func TestMain(m *testing.M) {
 	if config := os.Getenv(trafficEnv); config != "" { // this process is a server of a test
@@ -37,17 +38,46 @@ func runTests(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "spillway")
-	build := exec.Command("go", "build", "-trimpath", "-o", program, "spillway/cmd/spillway")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // the binary is the VM's init too, and has no libc there
-	if out, err := build.CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("build the binary: %w\n%s", err, out)
+	vmProgram = filepath.Join(dir, "spillway")
+	program = vmProgram
+	if err := build(vmProgram, "CGO_ENABLED=0"); err != nil {
+		return 1, err
+	}
+	races := filepath.Join(dir, "race")
+	if raceEnabled {
+		program = filepath.Join(dir, "spillway-race")
+		if err := build(program, "CGO_ENABLED=1", "-race"); err != nil {
+			return 1, err
+		}
+		// Processes that are killed have no exit code to tell by.
+		if err := os.Setenv("GORACE", "log_path="+races); err != nil {
+			return 1, err
+		}
 	}
 	code = m.Run()
-	if left := processes(func(p process) bool { return p.exe == program }); len(left) > 0 {
+	if left := processes(func(p process) bool { return p.exe == program || p.exe == vmProgram }); len(left) > 0 {
 		return 1, fmt.Errorf("processes are left behind: %v", left)
 	}
+	found, _ := filepath.Glob(races + ".*") // the pattern is valid
+	for _, name := range found {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return 1, err
+		}
+		fmt.Fprintf(os.Stderr, "e2e: the race detector, in a process of a lab:\n%s\n", text)
+		code = 1
+	}
 	return code, nil
+}
+
+// build makes the binary.
+func build(path, cgo string, flags ...string) error {
+	cmd := exec.Command("go", append(append([]string{"build", "-trimpath"}, flags...), "-o", path, "spillway/cmd/spillway")...)
+	cmd.Env = append(os.Environ(), cgo)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the binary: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // process is a running process of this machine.

@@ -20,7 +20,7 @@ const cache = "../../build/cache"
 func TestVM(t *testing.T) {
 	testkit.CheckFDs(t)
 	files := newBigMedia(t)
-	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: program, Files: files.dir, Cache: cache}
+	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: vmProgram, Files: files.dir, Cache: cache}
 	ctx, cancel := context.WithTimeout(context.Background(), bootPatience)
 	defer cancel()
 	l, err := lab.Up(ctx, opts)
