@@ -30,11 +30,12 @@ func TestVMBench(t *testing.T) {
 	}
 	for i, row := range report.Rows {
 		arm := arms[i%len(arms)]
+		onHost := arm == lab.Baremetal || arm == lab.NginxHost
 		if row.Arm != string(arm) || row.N != n*rounds || row.Wrong != 0 {
 			t.Errorf("row %d is %+v, want %s", i, row, arm)
 		}
 		for name, want := range map[string]bool{
-			"server": arm == lab.Baremetal, "qemu": arm != lab.Baremetal, "host": arm == lab.Lease || arm == lab.Offload, "all": true,
+			"server": onHost, "qemu": !onHost, "host": arm == lab.Lease || arm == lab.Offload, "all": true,
 		} {
 			if p, ok := row.Processes[name]; ok != want || ok && p.CPUSecondsPerGB <= 0 {
 				t.Errorf("%s, %s: CPU time of %s is %+v", arm, row.Case, name, p)

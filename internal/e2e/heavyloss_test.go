@@ -59,7 +59,7 @@ func lossyVisitors(t *testing.T, l *lab.Lab, files *media, arm lab.Arm) {
 	for _, visit := range []func(c *client) bool{
 		func(c *client) bool { return c.get(fileOf288KB, files.files[fileOf288KB]) },
 		func(c *client) bool { return c.getTimes(20, "4k.m4s", files.files["4k.m4s"]) },
-		func(c *client) bool { return c.upload(100_000) && c.upload(50_000) },
+		func(c *client) bool { return c.upload(20_000) && c.upload(10_000) },
 		func(c *client) bool { return c.getTimes(2, "smarttv/seg-1.m4s", files.files["smarttv/seg-1.m4s"]) },
 	} {
 		for range 3 {

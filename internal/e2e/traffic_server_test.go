@@ -179,7 +179,13 @@ func (s *trafficServer) note(key, format string, args ...any) {
 
 // noteState is http.Server.ConnState.
 func (s *trafficServer) noteState(c net.Conn, state http.ConnState) {
-	s.note(c.RemoteAddr().String(), "%v", state)
+	key := c.RemoteAddr().String()
+	if state == http.StateNew { // another connection may have had this port before
+		s.mu.Lock()
+		delete(s.notes, key)
+		s.mu.Unlock()
+	}
+	s.note(key, "%v", state)
 }
 
 // gate waits until the test opens the gate of this name.

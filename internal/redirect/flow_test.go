@@ -1,10 +1,10 @@
 package redirect
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -47,6 +47,7 @@ func newRouter(t *testing.T) router {
 	})
 	r.client.do(t, func() { addr(t, "eth0", "10.78.0.2/24", "fd78::2/64"); defaultRoute(t, "10.78.0.1", "fd78::1") })
 	r.guest.do(t, func() { addr(t, "eth0", "10.77.0.2/24", "fd77::2/64"); defaultRoute(t, "10.77.0.1", "fd77::1") })
+	r.host.do(t, func() { awaitLocal(t, "fd78::1", "fd77::1") })
 	return r
 }
 
@@ -117,11 +118,11 @@ func ask(t *testing.T, address string) (string, netip.AddrPort) {
 	}
 	defer c.Close()
 	check(t, c.SetDeadline(time.Now().Add(ioTimeout)))
-	line, err := bufio.NewReader(c).ReadString('\n')
+	line, err := io.ReadAll(c) // to the end: the side that closes first is the one that gets the TIME_WAIT
 	if err != nil {
 		return err.Error(), netip.AddrPort{}
 	}
-	return strings.TrimSpace(line), c.LocalAddr().(*net.TCPAddr).AddrPort()
+	return strings.TrimSpace(string(line)), c.LocalAddr().(*net.TCPAddr).AddrPort()
 }
 
 // TestFlows: a connection that the host owns a transparent socket for reaches it, every other one the guest.

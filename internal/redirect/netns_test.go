@@ -5,9 +5,11 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // testNS is a network namespace without a name: it vanishes with its last descriptor, whatever happens to the test.
@@ -80,6 +82,23 @@ func addr(t *testing.T, link string, cidrs ...string) {
 		check(t, netlink.AddrAdd(l, a))
 	}
 	check(t, netlink.LinkSetUp(l))
+}
+
+// awaitLocal waits until the addresses are the machine's: IPv6 makes their routes when the link has its carrier, in a work queue (addrconf_dad_work,
+// net/ipv6/addrconf.c).
+func awaitLocal(t *testing.T, addresses ...string) {
+	t.Helper()
+	for _, a := range addresses {
+		local := func() bool {
+			routes, err := netlink.RouteGet(net.ParseIP(a))
+			return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+		}
+		for until := time.Now().Add(10 * time.Second); !local(); time.Sleep(time.Millisecond) {
+			if time.Now().After(until) {
+				t.Fatalf("%s is not this machine's", a)
+			}
+		}
+	}
 }
 
 // defaultRoute sends everything through the gateways.
