@@ -78,6 +78,11 @@ func hostEnvironment(env *doctor.Env, file string) error {
 	if implied && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err == nil {
+		if err = cfg.Validate(); err != nil {
+			err = fmt.Errorf("the daemon does not start with %s:\n%w", file, err)
+		}
+	}
 	if err != nil {
 		return err
 	}

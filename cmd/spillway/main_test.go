@@ -137,6 +137,7 @@ func TestMistakes(t *testing.T) {
 		{"doctor nobody", []string{"nobody"}},
 		{"doctor host guest", []string{"at most 1"}},
 		{"doctor --config /no/such/file", []string{"/no/such/file"}},
+		{"doctor --config " + empty, []string{empty, "vm: there is none"}},
 		{"status extra", []string{"extra"}},
 		{"status --admin /no/such/admin.sock", []string{"no daemon", "/no/such/admin.sock", "systemctl start spillway-host", "--admin"}},
 		{"status --watch --admin /no/such/admin.sock", []string{"no daemon"}},
