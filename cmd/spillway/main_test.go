@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -82,8 +84,22 @@ func TestHelp(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	out, err := spillway(t.Context(), "--version")
-	if err != nil || !strings.HasPrefix(out, "spillway version ") || len(strings.Fields(out)) != 3 {
+	if err != nil || !strings.HasPrefix(out, "spillway version ") || !strings.HasSuffix(out, ", built with "+runtime.Version()+" for linux/"+runtime.GOARCH+"\n") {
 		t.Errorf("%q, %v", out, err)
+	}
+	system := []debug.BuildSetting{{Key: "GOOS", Value: "linux"}, {Key: "GOARCH", Value: "amd64"}}
+	commit := append(system[:2:2], debug.BuildSetting{Key: "vcs.revision", Value: "0123456789abcdef0123"}, debug.BuildSetting{Key: "vcs.time", Value: "2026-01-02T03:04:05Z"})
+	for want, info := range map[string]debug.BuildInfo{
+		"commit 0123456789ab of 2026-01-02T03:04:05Z, built with go1.26.8 for linux/amd64":            {Settings: commit},
+		"commit 0123456789ab, modified, of 2026-01-02T03:04:05Z, built with go1.26.8 for linux/amd64": {Settings: append(commit[:4:4], debug.BuildSetting{Key: "vcs.modified", Value: "true"})},
+		"v1.2.3, built with go1.26.8 for linux/amd64":                                                 {Settings: system, Main: debug.Module{Version: "v1.2.3"}},
+		"of an unknown commit (built with -buildvcs=false, or outside of a git clone), built with go1.26.8 for linux/amd64": {
+			Settings: system, Main: debug.Module{Version: "(devel)"}},
+	} {
+		info.GoVersion = "go1.26.8"
+		if got := versionOf(&info); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 
