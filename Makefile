@@ -6,7 +6,7 @@ GO ?= go
 FUZZTIME ?= 20s
 MINUTES ?= 10
 # The packages whose tests need no root: docs/testing.md, the tier "unit".
-UNIT := archtest bench cache channel config dataset doctor evict feature feature/featuretest figures lease loglimit media mediafs metrics migrate origin session share status tcpstate wire
+UNIT := archtest bench cache channel config dataset doctor evict feature feature/featuretest figures lease loglimit media mediafs metrics migrate origin session share status tcpstate unixsock wire
 
 .DEFAULT_GOAL := help
 

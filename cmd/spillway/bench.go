@@ -39,17 +39,20 @@ func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
 	f.labFlags.add(cmd, defaultVM)
 	cmd.Flags().StringVar(&f.json, "json", "", "also write the figures to this file")
 	cmd.Flags().IntVar(&f.rounds, "rounds", rounds, "timed passes of each arm")
-	cmd.PreRunE = func(*cobra.Command, []string) error { // before data sets are made
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { // before data sets are made
 		if f.rounds < 1 {
 			return fmt.Errorf("--rounds %d: at least 1 is needed", f.rounds)
 		}
 		if err := checkReport(f.json); err != nil {
 			return err
 		}
-		_, err := f.options("check", "", io.Discard)
+		_, err := f.options(labName(cmd.Name()), "", io.Discard)
 		return err
 	}
 }
+
+// labName is the name of a bench's own lab.
+func labName(bench string) string { return fmt.Sprintf("%s-%d", bench, os.Getpid()) }
 
 // checkReport finds out before a long run whether its report can be written.
 func checkReport(file string) error {
@@ -86,7 +89,7 @@ func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation
 func (f *benchFlags) runWith(cmd *cobra.Command, name, files string, plan evaluation.Plan,
 	measure func(context.Context, lab.Options, evaluation.Plan, *bench.Progress) (*bench.Report, error)) (*bench.Report, error) {
 	plan.Rounds = f.rounds
-	opts, err := f.options(fmt.Sprintf("%s-%d", name, os.Getpid()), files, io.Discard)
+	opts, err := f.options(labName(name), files, io.Discard)
 	if err != nil {
 		return nil, err
 	}

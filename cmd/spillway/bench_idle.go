@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -29,7 +28,7 @@ host daemon or guest server take more than 24,000 bytes of resident memory for e
 			if err := errors.Join(plan.Validate(), checkReport(json)); err != nil {
 				return err
 			}
-			opts, err := flags.options(fmt.Sprintf("idle-%d", os.Getpid()), filepath.Join(flags.cache, "sizes"), io.Discard)
+			opts, err := flags.options(labName("idle"), filepath.Join(flags.cache, "sizes"), io.Discard)
 			if err != nil {
 				return err
 			}

@@ -35,7 +35,7 @@ everything happened.`,
 			if err := plan.Validate(); err != nil {
 				return err
 			}
-			opts, err := flags.options(fmt.Sprintf("soak-%d", os.Getpid()), filepath.Join(flags.cache, "sizes"), io.Discard)
+			opts, err := flags.options(labName("soak"), filepath.Join(flags.cache, "sizes"), io.Discard)
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"text/tabwriter"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"spillway/internal/bench"
@@ -36,7 +37,10 @@ func datasetCommand() *cobra.Command {
 rate, mean size and number. A player fetches and demultiplexes them and can show nothing: the samples are random, the same for the same seed.
 
 With --encode, films that a player can show: synthetic sources, encoded by ffmpeg (Debian's package) in a ladder of the three sets' bit rates, each in a directory
-of its own with a manifest.mpd, as for: ffplay build/dataset/fractal/manifest.mpd`,
+of its own with a manifest.mpd, as for: ffplay DIR/fractal/manifest.mpd
+
+  spillway dataset --dir /srv/media/tablet --set tablet --segments 20
+  spillway dataset --dir /srv/media/films --encode`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := flags.check(cmd); err != nil {
@@ -49,7 +53,7 @@ of its own with a manifest.mpd, as for: ffplay build/dataset/fractal/manifest.mp
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&flags.dir, "dir", "build/dataset", "where to; films, and the sets of --set all, each in a directory of its name below it")
+	f.StringVar(&flags.dir, "dir", "", "where to, made if need be; films, and the sets of --set all, each in a directory of its name below it")
 	f.StringVar(&flags.set, "set", "tablet", "smarttv, tablet, mobile, or all of them")
 	f.IntVar(&flags.segments, "segments", 0, "how many; 0: as many as in Table I")
 	f.Float64Var(&flags.scale, "scale", 1, "part of Table I's segments, as 0.1; their mean size stays")
@@ -69,10 +73,40 @@ func (f *datasetFlags) check(cmd *cobra.Command) error {
 			return fmt.Errorf("--%s does not go with what --encode=%v makes; see spillway dataset --help", name, f.encode)
 		}
 	}
+	if err := checkScale(f.scale); err != nil {
+		return err
+	}
 	if cmd.Flags().Changed("scale") && cmd.Flags().Changed("segments") {
 		return fmt.Errorf("--scale and --segments both say how many segments: use one of them")
 	}
-	return checkScale(f.scale)
+	return f.needsDir()
+}
+
+// needsDir says what would be written: nobody finds hundreds of megabytes in his directory that he did not ask for.
+func (f *datasetFlags) needsDir() error {
+	switch {
+	case f.dir != "":
+		return nil
+	case f.encode:
+		return fmt.Errorf("say where to with --dir: %d films of %d s, as --dir /srv/media/films", len(dataset.Films()), f.encoding.Seconds)
+	}
+	sets := dataset.Sets()
+	if f.set != allSets {
+		set, err := dataset.Lookup(f.set)
+		if err != nil {
+			return fmt.Errorf("%w, or all", err)
+		}
+		sets = []dataset.Set{set}
+	}
+	segments, bytes := 0, int64(0)
+	for _, s := range sets {
+		n := f.segments
+		if n == 0 {
+			n = s.Scaled(f.scale)
+		}
+		segments, bytes = segments+n, bytes+s.Bytes(n)
+	}
+	return fmt.Errorf("say where to with --dir: %d segments of %s take %s (--segments N, --scale 0.1 for fewer)", segments, f.set, humanize.Bytes(uint64(bytes)))
 }
 
 // checkScale refuses what is no part of a set.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,12 +24,15 @@ func doctorCommand() *cobra.Command {
 		Long: `Check everything that Spillway needs on this machine and say what to do about it: on the host (the default) or inside a VM (guest). Run it as root
 before the daemon or the server is started, and again when something is odd. It leaves everything as it was. A FAIL must be put right: without it
 nothing works, and the exit status is 1. A WARN works, with less than there could be.`,
-		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		Args:      cobra.MaximumNArgs(1),
 		ValidArgs: []string{"host", "guest"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			role := doctor.Host
-			if len(args) > 0 && args[0] == "guest" {
-				role = doctor.Guest
+			if len(args) > 0 {
+				if !slices.Contains(cmd.ValidArgs, args[0]) {
+					return fmt.Errorf("there is no role %q; use host (the machine that the VMs run on) or guest (inside a VM)", args[0])
+				}
+				role = doctor.Role(args[0])
 			}
 			for flag, of := range map[string]doctor.Role{
 				"config": doctor.Host, "channel-socket": doctor.Host, "cache": doctor.Host, "channel-port": doctor.Guest,
@@ -77,6 +81,11 @@ func hostEnvironment(env *doctor.Env, file string) error {
 	cfg, err := config.LoadHost(file)
 	if implied && errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err == nil {
+		if err = cfg.Validate(); err != nil {
+			err = fmt.Errorf("the daemon does not start with %s:\n%w", file, err)
+		}
 	}
 	if err != nil {
 		return err

@@ -49,6 +49,9 @@ func (f *labFlags) addThreshold(cmd *cobra.Command, byDefault config.Threshold) 
 
 // options of a lab, checked as far as that needs no lab.
 func (f *labFlags) options(name string, files string, out io.Writer) (lab.Options, error) {
+	if f.cpus < 1 {
+		return lab.Options{}, fmt.Errorf("--cpus %d: a guest needs at least 1", f.cpus)
+	}
 	opts := lab.Options{
 		Name: name, VM: lab.Kind(f.vm), Cache: f.cache, Files: files, Threshold: f.threshold, CPUs: f.cpus, Link: f.link,
 		Progress: func(step string) { fmt.Fprintln(out, "lab:", step) },
@@ -110,7 +113,14 @@ namespaces of their own. It needs root, and for a VM what scripts/setup.sh insta
 // else the first.
 func fileToTry(dir string, threshold int64) (string, error) {
 	var first string
-	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, entry fs.DirEntry, err error) error {
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		err = errors.New("it is no directory")
+	}
+	if err != nil {
+		return "", fmt.Errorf("--files %s: %w; name a directory with files to share, or leave --files out for a small data set", dir, cause(err))
+	}
+	err = fs.WalkDir(os.DirFS(dir), ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
@@ -128,12 +138,20 @@ func fileToTry(dir string, threshold int64) (string, error) {
 		return nil
 	})
 	if err == nil && first == "" {
-		err = errors.New("there is no regular file to share")
+		err = errors.New("there is no regular file to share; put one there, or leave --files out for a small data set")
 	}
 	if err != nil {
 		return "", fmt.Errorf("--files %s: %w", dir, err)
 	}
 	return first, nil
+}
+
+// cause is what the system says of a path that the reader knows.
+func cause(err error) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return p.Err
+	}
+	return err
 }
 
 func labDownCommand() *cobra.Command {

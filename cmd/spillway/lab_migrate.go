@@ -52,7 +52,7 @@ one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong
 			return err
 		},
 	}
-	flags.vm = string(lab.QEMU)
+	flags.vm, flags.cpus = string(lab.QEMU), 1
 	flags.link, bandwidth = lab.Link{BitsPerSecond: 1e9}, 64<<20
 	cmd.Flags().StringVar(&flags.cache, "cache", "build/cache", "where scripts/setup.sh has put guest kernel and QEMU, and where data sets are kept")
 	cmd.Flags().Var(&flags.link, "link", "rate of the clients' link")

@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -83,8 +85,22 @@ func TestHelp(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	out, err := spillway(t.Context(), "--version")
-	if err != nil || !strings.HasPrefix(out, "spillway version ") || len(strings.Fields(out)) != 3 {
+	if err != nil || !strings.HasPrefix(out, "spillway version ") || !strings.HasSuffix(out, ", built with "+runtime.Version()+" for linux/"+runtime.GOARCH+"\n") {
 		t.Errorf("%q, %v", out, err)
+	}
+	system := []debug.BuildSetting{{Key: "GOOS", Value: "linux"}, {Key: "GOARCH", Value: "amd64"}}
+	commit := append(system[:2:2], debug.BuildSetting{Key: "vcs.revision", Value: "0123456789abcdef0123"}, debug.BuildSetting{Key: "vcs.time", Value: "2026-01-02T03:04:05Z"})
+	for want, info := range map[string]debug.BuildInfo{
+		"commit 0123456789ab of 2026-01-02T03:04:05Z, built with go1.26.8 for linux/amd64":            {Settings: commit},
+		"commit 0123456789ab, modified, of 2026-01-02T03:04:05Z, built with go1.26.8 for linux/amd64": {Settings: append(commit[:4:4], debug.BuildSetting{Key: "vcs.modified", Value: "true"})},
+		"v1.2.3, built with go1.26.8 for linux/amd64":                                                 {Settings: system, Main: debug.Module{Version: "v1.2.3"}},
+		"of an unknown commit (built with -buildvcs=false, or outside of a git clone), built with go1.26.8 for linux/amd64": {
+			Settings: system, Main: debug.Module{Version: "(devel)"}},
+	} {
+		info.GoVersion = "go1.26.8"
+		if got := versionOf(&info); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 
@@ -135,15 +151,19 @@ func TestMistakes(t *testing.T) {
 		{"host --config " + empty, []string{"vm: there is none", "[[vm]]"}},
 		{"host extra", []string{"extra"}},
 		{"host --log-level loud", []string{"log-level", "loud"}},
-		{"doctor nobody", []string{"nobody"}},
+		{"doctor nobody", []string{"nobody", "host (", "guest ("}},
 		{"doctor host guest", []string{"at most 1"}},
 		{"doctor --config /no/such/file", []string{"/no/such/file"}},
+		{"doctor --config " + empty, []string{empty, "vm: there is none"}},
 		{"status extra", []string{"extra"}},
 		{"status --admin /no/such/admin.sock", []string{"no daemon", "/no/such/admin.sock", "systemctl start spillway-host", "--admin"}},
 		{"status --watch --admin /no/such/admin.sock", []string{"no daemon"}},
 		{"status --leases --json --admin " + empty, []string{"no daemon", empty}}, // a file, and no socket
 		{"status --admin=", []string{"no admin socket"}},
 		{"dataset --set nothing --dir " + filepath.Join(dir, "set"), []string{"nothing", "tablet"}},
+		{"dataset", []string{"--dir", "526 segments of tablet", "765 MB"}},
+		{"dataset --set mobile --segments 10", []string{"--dir", "10 segments of mobile", "3.0 MB"}},
+		{"dataset --set nothing", []string{"nothing", "tablet"}},
 		{"dataset extra", []string{"extra"}},
 		{"dataset --scale 2 --dir " + filepath.Join(dir, "set"), []string{"--scale 2"}},
 		{"dataset --scale 0.5 --segments 2 --dir " + filepath.Join(dir, "set"), []string{"--scale", "--segments"}},
@@ -153,7 +173,11 @@ func TestMistakes(t *testing.T) {
 		{"lab bogus", []string{`unknown command "bogus"`}},
 		{"bench bogus", []string{`unknown command "bogus"`}},
 		{"lab up --files " + dir + " --vm netns", []string{dir, "no regular file"}},
-		{"lab up --files /no/such/directory --vm netns", []string{"/no/such/directory"}},
+		{"lab up --files /no/such/directory --vm netns", []string{"--files /no/such/directory: no such file or directory", "a directory with files"}},
+		{"lab up --files " + empty + " --vm netns", []string{empty, "no directory"}},
+		{"lab up --cache /proc/none --vm netns --cpus 0", []string{"--cpus 0", "at least 1"}},
+		{"bench demo --cache /proc/none --vm netns --cpus 0", []string{"--cpus 0", "at least 1"}},
+		{"bench idle --cache /proc/none --cpus -1", []string{"--cpus -1", "at least 1"}},
 		{"lab up --cache /proc/none --vm xen", []string{"xen"}}, // before a data set is made
 		{"lab up --cache /proc/none --name Wrong", []string{"Wrong"}},
 		{"bench demo --cache /proc/none --link fast", []string{"fast", "1gbit"}},

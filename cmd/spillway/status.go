@@ -3,10 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"spillway/internal/config"
+	"spillway/internal/lab"
 	"spillway/internal/status"
 )
 
@@ -30,7 +33,11 @@ docs/operate.md tells what the numbers mean, and of the metrics for Prometheus.`
 			if opts.Socket == "" {
 				return errors.New("the daemon has no admin socket: set admin in its configuration, or give it with --admin")
 			}
-			return status.Show(cmd.Context(), cmd.OutOrStdout(), opts)
+			err := status.Show(cmd.Context(), cmd.OutOrStdout(), opts)
+			if !cmd.Flags().Changed("admin") {
+				err = mentionLabs(err, lab.AdminSockets)
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()
@@ -39,6 +46,17 @@ docs/operate.md tells what the numbers mean, and of the metrics for Prometheus.`
 	f.BoolVarP(&opts.Watch, "watch", "w", false, "show it again every second, with rates")
 	f.BoolVar(&opts.JSON, "json", false, "print the daemon's JSON; with --watch one line a second")
 	return cmd
+}
+
+// mentionLabs says how to ask the labs that run here, if err is that there is no daemon of this machine.
+func mentionLabs(err error, sockets func() []string) error {
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	for _, s := range sockets() {
+		err = fmt.Errorf("%w\na lab runs here: spillway status --admin %s", err, s)
+	}
+	return err
 }
 
 // configuredAdmin is the admin socket that a configuration names. One that cannot be read means the default: the daemon may run with another one.

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -128,6 +130,26 @@ func TestStatusWatch(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after Ctrl-C: %v", err)
+	}
+}
+
+// TestStatusMentionsLabs: who has no daemon but a lab is told how to ask it.
+func TestStatusMentionsLabs(t *testing.T) {
+	labs := func() []string { return []string{"/run/spillway-lab/a/admin.sock", "/run/spillway-lab/b/admin.sock"} }
+	away := fmt.Errorf("no daemon: %w", fs.ErrNotExist)
+	err := mentionLabs(away, labs)
+	for _, want := range []string{"no daemon", "spillway status --admin /run/spillway-lab/a/admin.sock", "--admin /run/spillway-lab/b/admin.sock"} {
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q: %v", want, err)
+		}
+	}
+	if err := mentionLabs(away, func() []string { return nil }); err != away {
+		t.Errorf("without a lab: %v", err)
+	}
+	for _, other := range []error{nil, fs.ErrPermission} {
+		if err := mentionLabs(other, labs); err != other {
+			t.Errorf("after %v: %v", other, err)
+		}
 	}
 }
 

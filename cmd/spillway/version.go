@@ -1,24 +1,36 @@
 package main
 
-import "runtime/debug"
+import (
+	"fmt"
+	"runtime/debug"
+)
 
-// version names the commit that the binary was built from, as the go command has stamped it.
+// version names the commit that the binary was built from, as the go command has stamped it, and the Go that built it.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "unknown"
+		return "unknown: the binary was not built as a module"
 	}
-	revision, modified := "", ""
+	return versionOf(info)
+}
+
+func versionOf(info *debug.BuildInfo) string {
+	stamped := map[string]string{}
 	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = s.Value[:min(12, len(s.Value))]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			modified = "+"
+		stamped[s.Key] = s.Value
+	}
+	commit := stamped["vcs.revision"]
+	switch {
+	case commit != "":
+		commit = "commit " + commit[:min(12, len(commit))]
+		if stamped["vcs.modified"] == "true" {
+			commit += ", modified,"
 		}
+		commit += " of " + stamped["vcs.time"]
+	case info.Main.Version != "" && info.Main.Version != "(devel)":
+		commit = info.Main.Version
+	default: // the go command does not stamp from a git worktree either
+		commit = "of an unknown commit (built with -buildvcs=false, or outside of a git clone)"
 	}
-	if revision == "" {
-		return info.Main.Version
-	}
-	return revision + modified
+	return fmt.Sprintf("%s, built with %s for %s/%s", commit, info.GoVersion, stamped["GOOS"], stamped["GOARCH"])
 }

@@ -24,7 +24,7 @@ var layers = []struct {
 }{
 	{"L0 words and formats", []string{
 		"internal/config", "internal/evict", "internal/feature", "internal/feature/featuretest", "internal/loglimit", "internal/metrics", "internal/tcpstate",
-		"internal/wire",
+		"internal/unixsock", "internal/wire",
 	}},
 	{"L1 the kernel and the machine", []string{
 		"internal/channel", "internal/delayline", "internal/guestinit", "internal/neighbor", "internal/netns", "internal/nginx", "internal/origin",

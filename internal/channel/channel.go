@@ -28,8 +28,8 @@ import (
 // Trying again later is the right answer, which is what Keep does.
 var ErrHostAway = errors.New("nobody serves the other end")
 
-// ErrInUse is matched by an error of Listen when another process listens at the address.
-var ErrInUse = errors.New("another process listens there")
+// ErrInUse is matched by an error of Listen when somebody listens at the address already.
+var ErrInUse = errors.New("somebody listens there already")
 
 // ErrPeer is matched by an error of Accept when a VM knocked at an address that is not its own. That connection is closed;
 // the listener goes on.

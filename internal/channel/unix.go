@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spillway/internal/unixsock"
 )
 
 const (
@@ -45,7 +47,10 @@ func listenUnix(addr Address, gid int) (Listener, error) {
 	f, err := ListenSocketFile(addr.Path, socketMode, gid)
 	if err != nil {
 		hint := ""
-		if inUse := errors.Is(err, ErrInUse); inUse {
+		switch {
+		case errors.Is(err, errOurs):
+			hint = "give this VM another path"
+		case errors.Is(err, ErrInUse):
 			hint = "is the host daemon already running? Stop it, or give this VM another path"
 		}
 		return nil, &Error{Op: "listen", Addr: addr, Err: err, Hint: hint}
@@ -161,9 +166,24 @@ func removeStale(path string) error {
 	case unix.ENOENT:
 		return nil
 	case nil, unix.EPROTOTYPE:
-		return ErrInUse
+		return inUse(path)
 	default:
 		return os.NewSyscallError("connect", err)
+	}
+}
+
+// errOurs goes with ErrInUse where a configuration leads to the same socket twice, by a symbolic link, say.
+var errOurs = errors.New("this process itself, by another of its settings")
+
+// inUse is ErrInUse with the process that has the socket, where it can be found.
+func inUse(path string) error {
+	switch owner, ok := unixsock.Find(path); {
+	case !ok:
+		return ErrInUse
+	case owner.PID == os.Getpid():
+		return fmt.Errorf("%w: %w", ErrInUse, errOurs)
+	default:
+		return fmt.Errorf("%w: %v", ErrInUse, owner)
 	}
 }
 

@@ -74,6 +74,21 @@ func (p *problems) channel(key, address string, kinds ...string) {
 	}
 }
 
+// listensAt is what two channels of the host have in common that cannot both be listened at: a path, however it is written, or a vsock port, which
+// is one for all VMs.
+func listensAt(address string) string {
+	kind, rest, _ := strings.Cut(address, ":")
+	switch kind {
+	case "unix":
+		return kind + ":" + filepath.Clean(rest)
+	case "vsock":
+		if i := strings.LastIndexByte(rest, ':'); i >= 0 {
+			return "vsock port " + rest[i+1:]
+		}
+	}
+	return address
+}
+
 func (p *problems) positive(key string, d Duration) {
 	if d <= 0 {
 		p.add(key, "%v is not possible; use a duration above 0", d)

@@ -172,6 +172,7 @@ func (h Host) validateVMs(p *problems) {
 		p.add("vm", "there is none; add a [[vm]] table for each VM that this daemon serves")
 	}
 	names, channels, addresses := map[string]int{}, map[string]string{}, map[netip.Addr]string{}
+	admin := listensAt("unix:" + h.Admin)
 	for i, vm := range h.VMs {
 		key := fmt.Sprintf("vm[%d]", i)
 		p.name(key, vm.Name, names, i)
@@ -181,7 +182,10 @@ func (h Host) validateVMs(p *problems) {
 		for j, c := range vm.Channels {
 			k := fmt.Sprintf("%s.channels[%d]", key, j)
 			p.channel(k, c, "unix:", "vsock:")
-			p.unique(k, c, channels, "a channel tells which VM is speaking")
+			p.unique(k, listensAt(c), channels, "a channel tells which VM is speaking")
+			if h.Admin != "" && listensAt(c) == admin {
+				p.add(k, "%s is the socket of admin, too; write another path here or there, one is the VM's and one the operator's", admin)
+			}
 		}
 		if len(vm.Addresses) == 0 {
 			p.add(key+".addresses", "there is none; list the IP addresses that clients reach this VM at")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -97,7 +96,7 @@ func judgeProgram(p program, err error, root bool) Result {
 		}
 	}
 	hint := "run a kernel that has it: " + p.needs
-	if strings.Contains(err.Error(), "no cgroup2") {
+	if errors.Is(err, tcprepair.ErrNoCgroup2) {
 		hint = "run `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd.unified_cgroup_hierarchy=1"
 	}
 	return Result{Status: p.status, Detail: fmt.Sprintf("%s (%v)", p.lost, err), Hint: hint}

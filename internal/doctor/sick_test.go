@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 
 	"spillway/internal/feature"
 	"spillway/internal/redirect"
+	"spillway/internal/tcprepair"
 )
 
 // TestSick breaks one thing at a time. The check must see it, say what to do, and no other check may notice.
@@ -56,7 +56,7 @@ func TestSick(t *testing.T) {
 		{Guest, "feature-virtio-ports", absent("virtio-ports"), Warn, "modprobe virtio_console"},
 
 		{Host, "bpf-start-window", program("bpf-start-window", errFake), Warn, "begin slowly"},
-		{Guest, "bpf-start-window", program("bpf-start-window", errors.New("no cgroup2 file system is mounted")), Warn, "mount -t cgroup2"},
+		{Guest, "bpf-start-window", program("bpf-start-window", tcprepair.ErrNoCgroup2), Warn, "mount -t cgroup2"},
 		{Host, "bpf-halt", program("bpf-halt", errFake), Warn, "CONFIG_CGROUP_BPF"},
 		{Host, "bpf-hold", program("bpf-hold", errFake), Fail, "the daemon does not start (fake error)"},
 		{Host, "bpf-hold", program("bpf-hold", unix.EPERM), Warn, "as root"},

@@ -31,6 +31,7 @@ func TestSecondDaemon(t *testing.T) {
 	first := map[string]string{
 		"admin": filepath.Join(l.Dir, "admin.sock"), "table": "spillway", "mark": "0x53", "route": "5383", "rule": "83", "channel": channelSocket(l, lab.Lease),
 	}
+	holder := fmt.Sprintf("spillway, pid %d", l.PIDs()["host"])
 	streaming := dial(t, l, lab.Lease, receiveBuffer(smallBuffer))
 	streaming.begin(bigFile, files.files[bigFile], readSome)
 	for _, c := range []struct {
@@ -38,10 +39,10 @@ func TestSecondDaemon(t *testing.T) {
 		shared []string
 		says   []string
 	}{
-		{"admin socket", []string{"admin"}, []string{"admin socket " + first["admin"], "another process listens there", "admin in the configuration"}},
-		{"channel", []string{"channel"}, []string{first["channel"], "another process listens there", "is the host daemon already running?"}},
-		{"redirect", []string{"table", "mark", "route", "rule"}, []string{"spillway", "another process"}},
-		{"everything", []string{"admin", "table", "mark", "route", "rule", "channel"}, []string{"spillway", "another process"}},
+		{"admin socket", []string{"admin"}, []string{"admin socket " + first["admin"], "somebody listens there already", holder, "admin in the configuration"}},
+		{"channel", []string{"channel"}, []string{first["channel"], "somebody listens there already", holder, "is the host daemon already running?"}},
+		{"redirect", []string{"table", "mark", "route", "rule"}, []string{"spillway", "another process", holder}},
+		{"everything", []string{"admin", "table", "mark", "route", "rule", "channel"}, []string{"spillway", "another process", holder}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			settings := maps.Clone(own)

@@ -142,7 +142,7 @@ func (c *Conn) drainInput() error {
 // maxUnread bounds what a client may have sent ahead at a handover; more than this is an upload that is still coming.
 const maxUnread = 64 << 10
 
-// afterUnwinding makes the connection usable again after a handover that did not come about, or marks it as broken. c.mu is held.
+// afterUnwinding makes the connection usable again after a handover that was refused or has failed, or marks it as broken. c.mu is held.
 func (c *Conn) afterUnwinding(cause error) {
 	switch c.end.Phase() {
 	case lease.Local:

@@ -15,7 +15,7 @@ const maxReasons = 32
 type counters struct {
 	handovers atomic.Uint64 // connections taken over
 	handbacks atomic.Uint64 // connections given back
-	keeps     atomic.Uint64 // handbacks that did not come about
+	keeps     atomic.Uint64 // handbacks called off: the host has kept the connection
 	sends     atomic.Uint64 // SENDs executed, failed ones included
 	bytes     atomic.Uint64 // of files, sent to clients
 	relayed   atomic.Uint64 // of DATA, from clients and to clients

@@ -38,7 +38,7 @@ var vmCounters = []struct {
 	{describe("dropped_frames_total", "Frames of leases that were over.", "vm"), func(s *VMStatus) uint64 { return s.Dropped }},
 	{describe("handovers_total", "Connections taken over.", "vm"), func(s *VMStatus) uint64 { return s.Handovers }},
 	{describe("handbacks_total", "Connections given back.", "vm"), func(s *VMStatus) uint64 { return s.Handbacks }},
-	{describe("handbacks_kept_total", "Handbacks that did not come about; the host has kept the connection.", "vm"),
+	{describe("handbacks_kept_total", "Handbacks called off, and the connection kept: it was in use after all, its client did not acknowledge in time, or the guest declined.", "vm"),
 		func(s *VMStatus) uint64 { return s.Keeps }},
 	{describe("sends_total", "Ranges of files that the guest told the host to send.", "vm"), func(s *VMStatus) uint64 { return s.Sends }},
 	{describe("sent_bytes_total", "Bytes of files sent to clients.", "vm"), func(s *VMStatus) uint64 { return s.SentBytes }},

@@ -8,9 +8,9 @@ type recallState uint8
 const (
 	notRecalled recallState = iota
 	recallSoon              // after a SEND with RETURN: when the client speaks again, or has said nothing for recallPause
-	recallDue               // now; if it does not come about, the next SEND with RETURN asks again
+	recallDue               // now; if the handback is called off, the next SEND with RETURN asks again
 	recalled                // to be tried when nothing is left to do
-	recallTried             // it did not come about: to be tried again after the next item
+	recallTried             // the handback was called off: to be tried again after the next item
 )
 
 // recallPause is how long a lease in mode offload waits for the client's next request. Given back together with it, the connection changes hands
@@ -40,7 +40,7 @@ func (l *leaseConn) callBack() {
 	l.work.Signal()
 }
 
-// recallAgain makes a recall that did not come about due again.
+// recallAgain makes a recall due again whose handback was called off.
 func (l *leaseConn) recallAgain() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

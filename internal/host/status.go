@@ -28,7 +28,7 @@ type VMStatus struct {
 	Dropped       uint64            `json:"dropped_frames_total"`
 	Handovers     uint64            `json:"handovers_total"`
 	Handbacks     uint64            `json:"handbacks_total"`
-	Keeps         uint64            `json:"keeps_total"` // handbacks that did not come about
+	Keeps         uint64            `json:"keeps_total"` // handbacks called off: the host has kept the connection
 	Sends         uint64            `json:"sends_total"`
 	SentBytes     uint64            `json:"sent_bytes_total"`    // of files
 	RelayedBytes  uint64            `json:"relayed_bytes_total"` // through the channel, both directions

@@ -67,7 +67,7 @@ func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 	case acked == 0 && now.Sub(p.since) > blindAfter:
 		l.blind(now)
 	case now.Sub(p.since) > limits.StallTimeout.Value():
-		p.since = now // if it does not come about, it is tried again
+		p.since = now // if the handback is called off, it is tried again
 		l.callBack()
 	}
 	if acked > 0 {

@@ -104,6 +104,9 @@ func (o Options) Validate() error {
 	if os.Geteuid() != 0 {
 		return errors.New("a lab needs root: it makes network namespaces")
 	}
+	if err := taken(StateRoot, o.Name); err != nil {
+		return err
+	}
 	if o.VM == QEMU {
 		_, err := o.kernel()
 		return err
@@ -158,7 +161,7 @@ func (l *Lab) makeDir(ctx context.Context) error {
 		l.Progress(err.Error())
 	}
 	if err := os.Mkdir(l.Dir, 0o755); errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", l.Name, l.Name)
+		return isThere(l.Name)
 	} else if err != nil {
 		return err
 	}

@@ -199,6 +199,12 @@ func TestLab(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if err := opts.Validate(); err == nil || !strings.Contains(err.Error(), "is there already") {
+				t.Errorf("a second lab of that name: %v", err)
+			}
+			if !slices.Contains(AdminSockets(), l.adminSocket()) {
+				t.Errorf("%v lacks the admin socket", AdminSockets())
+			}
 			if (l.Link.Seed != 0) != (c.link.LossPercent > 0) {
 				t.Errorf("the link is %v", l.Link)
 			}

@@ -175,7 +175,10 @@ shares = [%q]
 		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits)
 }
 
-func (l *Lab) adminSocket() string { return filepath.Join(l.Dir, "admin.sock") }
+// adminName is the name of a host daemon's admin socket in its directory.
+const adminName = "admin.sock"
+
+func (l *Lab) adminSocket() string { return filepath.Join(l.Dir, adminName) }
 
 func (l *Lab) channelSocket(arm Arm, i int) string {
 	return filepath.Join(l.Dir, fmt.Sprintf("%s-%d.sock", arm, i))

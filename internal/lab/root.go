@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -115,6 +116,22 @@ func sweep(ctx context.Context, root string, say func(string)) error {
 	return errors.Join(errs...)
 }
 
+// taken is an error if there is a lab of that name below root whose place another one cannot take.
+func taken(root, name string) error {
+	dir := filepath.Join(root, name)
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if s, err := readState(dir); err == nil && s.Owner != nil && !s.Owner.alive() {
+		return nil // sweep removes it
+	}
+	return isThere(name)
+}
+
+func isThere(name string) error {
+	return fmt.Errorf("lab %s is there already; remove it with: spillway lab down --name %s", name, name)
+}
+
 // List names the labs that exist.
 func List() ([]string, error) {
 	entries, err := os.ReadDir(StateRoot)
@@ -126,4 +143,19 @@ func List() ([]string, error) {
 		names = append(names, e.Name())
 	}
 	return names, err
+}
+
+// AdminSockets are the admin sockets of the labs' host daemons that somebody listens at.
+func AdminSockets() []string {
+	var live []string
+	for _, pattern := range []string{"*/" + adminName, "*/*/" + adminName} { // of a lab with one host, and of one with several
+		sockets, _ := filepath.Glob(filepath.Join(StateRoot, pattern)) // the pattern is valid
+		for _, s := range sockets {
+			if c, err := net.Dial("unix", s); err == nil {
+				c.Close()
+				live = append(live, s)
+			}
+		}
+	}
+	return live
 }

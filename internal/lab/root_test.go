@@ -107,6 +107,11 @@ func TestSweepSpares(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(root, "bare"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	for name, want := range map[string]bool{"alive": true, "bare": true, "broken": true, "detached": true, "dead": false, "none": false} {
+		if err := taken(root, name); (err != nil) != want || want && !strings.Contains(err.Error(), "spillway lab down --name "+name) {
+			t.Errorf("taken(%s) = %v", name, err)
+		}
+	}
 	if err := sweep(t.Context(), root, quiet); err != nil {
 		t.Error(err)
 	}

@@ -174,7 +174,7 @@ func inOrder(steps []func() error) error {
 }
 
 // Admin is the daemon's admin socket.
-func (h *SegmentHost) Admin() string { return filepath.Join(h.Dir, "admin.sock") }
+func (h *SegmentHost) Admin() string { return filepath.Join(h.Dir, adminName) }
 
 func (h *SegmentHost) channel(i int) string {
 	return filepath.Join(h.Dir, fmt.Sprintf("lease-%d.sock", i))

@@ -58,7 +58,7 @@ func (h *Host) Return(st *tcpstate.State, settle, send func() error) error {
 	return nil
 }
 
-// undo keeps the lease after a return that did not come about.
+// undo keeps the lease after a return that has failed, or was called off.
 func (h *Host) undo(cause error) error {
 	if err := h.Socket.Thaw(); err != nil {
 		h.phase = Gone

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,8 +47,8 @@ func TestKilledProcess(t *testing.T) {
 		if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "installed\n" {
 			t.Fatalf("the holder says %q, %v", line, err)
 		}
-		if _, err := Install(Config{}); !errors.Is(err, ErrInUse) {
-			t.Errorf("while the holder lives Install says %v, want ErrInUse", err)
+		if _, err := Install(Config{}); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", holder.Process.Pid)) {
+			t.Errorf("while the holder lives Install says %v, want ErrInUse and its pid", err)
 		}
 		check(t, holder.Process.Kill())
 		_ = holder.Wait() // "signal: killed"

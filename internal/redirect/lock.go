@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"spillway/internal/unixsock"
 )
 
 // A lock is a set of abstract unix sockets that are bound and never listened on. Abstract names belong to the network
@@ -46,6 +48,9 @@ func acquireLock(names ...string) (*lock, error) {
 		}
 		l.release()
 		if errors.Is(err, unix.EADDRINUSE) {
+			if owner, ok := unixsock.Find(name); ok {
+				return nil, fmt.Errorf("%w; it is %v", ErrInUse, owner)
+			}
 			return nil, ErrInUse
 		}
 		return nil, fmt.Errorf("bind %s: %w", name, err)

@@ -84,7 +84,7 @@ func (t *table) vm(now, before *host.VMStatus) {
 	row("sends", func(s *host.VMStatus) uint64 { return s.Sends }, count, perSecond, "")
 	row("relayed bytes", func(s *host.VMStatus) uint64 { return s.RelayedBytes }, byteCount, bytesPerSecond, "")
 	row("handovers", func(s *host.VMStatus) uint64 { return s.Handovers }, count, perSecond, "")
-	row("handbacks", func(s *host.VMStatus) uint64 { return s.Handbacks }, count, perSecond, unless0(now.Keeps, "did not come about"))
+	row("handbacks", func(s *host.VMStatus) uint64 { return s.Handbacks }, count, perSecond, unless0(now.Keeps, "called off, the host kept the connection"))
 	row("refused", func(s *host.VMStatus) uint64 { return sum(s.Refused) }, count, perSecond, reasons(now.Refused))
 	row("failed", func(s *host.VMStatus) uint64 { return sum(s.Failed) }, count, perSecond, reasons(now.Failed))
 	row("leases closed", func(s *host.VMStatus) uint64 { return sum(s.Closed) }, count, perSecond, reasons(now.Closed))

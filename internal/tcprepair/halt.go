@@ -3,6 +3,7 @@ package tcprepair
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 
@@ -20,7 +21,7 @@ import (
 type Halter struct {
 	limits  *ebpf.Map // socket → limit and a mark that there is one, a BPF_MAP_TYPE_SK_STORAGE
 	program *ebpf.Program
-	cgroup  string
+	cgroup  *os.File // to attach it to
 
 	mu       sync.Mutex
 	halted   int
@@ -175,7 +176,7 @@ func (h *Halter) attach() (err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.halted == 0 {
-		h.attached, err = link.AttachCgroup(link.CgroupOptions{Path: h.cgroup, Attach: ebpf.AttachCGroupInetEgress, Program: h.program})
+		h.attached, err = attachCgroup(h.cgroup, ebpf.AttachCGroupInetEgress, h.program)
 		if err != nil {
 			return err
 		}
@@ -208,6 +209,9 @@ func (h *Halter) Close() error {
 	}
 	if h.limits != nil {
 		errs = append(errs, h.limits.Close())
+	}
+	if h.cgroup != nil {
+		errs = append(errs, h.cgroup.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -1,11 +1,8 @@
 package tcprepair
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -57,6 +54,7 @@ func NewStartWindow() (_ *StartWindow, err error) {
 	if err != nil {
 		return nil, err
 	}
+	defer dir.Close()
 	w.windows, err = ebpf.NewMap(&ebpf.MapSpec{
 		Name: "spillway_window", Type: ebpf.SkStorage, KeySize: 4, ValueSize: 8, Flags: skStorageNoPrealloc,
 		Key:   &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
@@ -72,7 +70,7 @@ func NewStartWindow() (_ *StartWindow, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w.attached, err = link.AttachCgroup(link.CgroupOptions{Path: dir, Attach: ebpf.AttachCGroupSockOps, Program: w.program})
+	w.attached, err = attachCgroup(dir, ebpf.AttachCGroupSockOps, w.program)
 	if err != nil {
 		return nil, err
 	}
@@ -175,39 +173,4 @@ func (w *StartWindow) Close() error {
 		errs = append(errs, w.windows.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// ownCgroup is the directory of this process's cgroup in the cgroup2 file system.
-func ownCgroup() (string, error) {
-	mounts, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	defer mounts.Close()
-	mount := ""
-	for lines := bufio.NewScanner(mounts); lines.Scan(); {
-		// proc_pid_mountinfo(5): the mount point is the fifth field, the type follows the separator.
-		before, after, ok := strings.Cut(lines.Text(), " - ")
-		fields := strings.Fields(before)
-		if ok && len(fields) > 4 && strings.HasPrefix(after, "cgroup2 ") {
-			mount = fields[4]
-			break
-		}
-	}
-	if mount == "" {
-		return "", errors.New("no cgroup2 file system is mounted; mount -t cgroup2 none /sys/fs/cgroup")
-	}
-	text, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(text)) { // cgroups(7): 0::PATH is the one of cgroup2
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			dir := filepath.Join(mount, path)
-			if _, err := os.Stat(dir); err == nil {
-				return dir, nil
-			}
-		}
-	}
-	return mount, nil // the path is not within what is mounted here, as in a container
 }
