@@ -256,7 +256,7 @@ func (m *move) hold(ctx context.Context) error {
 	m.held = true
 	h, err := m.source.hold(ctx, m.HoldTimeout)
 	cancel()
-	m.report.Recalled, m.report.Closed, m.report.HoldMs = h.Leases, h.Closed, h.LongestMs
+	m.report.Recalled, m.report.Closed, m.report.HoldMs, m.report.Returns = h.Leases, h.Closed, h.LongestMs, h.Returns
 	if tooEarly := <-early; err != nil && tooEarly {
 		return errIdle
 	}
