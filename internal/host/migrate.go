@@ -246,7 +246,7 @@ func (v *vm) awaitIdle(ctx context.Context, timeout time.Duration, busy func() i
 }
 
 const (
-	holdPoll         = 200 * time.Microsecond
+	holdPoll         = time.Millisecond
 	recallAgainAfter = 100 * time.Millisecond
 )
 
