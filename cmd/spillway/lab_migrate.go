@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"spillway/internal/config"
 	"spillway/internal/evaluation"
 	"spillway/internal/lab"
+	"spillway/internal/migrate"
 )
 
 func labMigrateCommand() *cobra.Command {
@@ -85,6 +87,57 @@ func printMoves(out io.Writer, r *evaluation.MovesReport) {
 			m.StallMs, m.StallBeforeMs, m.BeforeMBps, m.DuringMBps, 100*m.DuringMBps/m.BeforeMBps)
 	}
 	t.Flush()
+	printStalls(out, r)
 	fmt.Fprintf(out, "%d requests, %.1f MB, every byte right, on ten connections that lived all the time; accelerator %s, QEMU %s\n",
 		r.Requests, float64(r.Bytes)/1e6, r.Environment.Accelerator, r.Environment.QEMU)
 }
+
+// printStalls tells what the longest stall of each move was made of, and how long connections took to change hands.
+func printStalls(out io.Writer, r *evaluation.MovesReport) {
+	phases := []migrate.Phase{evaluation.BeforeMove, migrate.Check, migrate.Start, migrate.Precopy, migrate.Hold, migrate.Switch, migrate.Answer, evaluation.AfterMove}
+	fmt.Fprintln(out, "\nThe longest stall of each move, ms of it in each phase; and the connections: back at the guest (from its recall on), leased again (from the hold on), median and most")
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(t, "move\tclient\tstall ms\t")
+	for _, p := range phases {
+		fmt.Fprintf(t, "%s\t", p)
+	}
+	fmt.Fprintln(t, "back ms\tmost\tagain ms\tmost\tTCP timeouts\t")
+	for i, m := range r.Moves {
+		var worst evaluation.MoveClient
+		var back, again []float64
+		for _, c := range m.Clients {
+			if c.StallMs > worst.StallMs {
+				worst = c
+			}
+			if c.TookMs > 0 {
+				back = append(back, c.TookMs)
+			}
+			if c.AgainMs > 0 {
+				again = append(again, c.AgainMs)
+			}
+		}
+		fmt.Fprintf(t, "%d\t%d\t%.0f\t", i+1, worst.Client, worst.StallMs)
+		for _, p := range phases {
+			fmt.Fprintf(t, "%.0f\t", worst.PhasesMs[p])
+		}
+		timeouts := int64(0)
+		for _, n := range m.TCPTimeouts {
+			timeouts += n
+		}
+		fmt.Fprintf(t, "%.0f\t%.0f\t%.0f\t%.0f\t%d\t\n", middle(back), most(back), middle(again), most(again), timeouts)
+	}
+	t.Flush()
+	fmt.Fprintln(out)
+}
+
+// middle is the median; 0 of nothing.
+func middle(of []float64) float64 {
+	if len(of) == 0 {
+		return 0
+	}
+	of = slices.Sorted(slices.Values(of))
+	return of[len(of)/2]
+}
+
+// most is the largest; 0 of nothing.
+func most(of []float64) float64 { return slices.Max(append([]float64{0}, of...)) }

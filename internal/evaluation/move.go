@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"spillway/internal/bench"
+	"spillway/internal/host"
 	"spillway/internal/lab"
 	"spillway/internal/migrate"
 )
@@ -55,6 +57,9 @@ type MoveReport struct {
 	StallBeforeMs float64 `json:"stall_before_ms"` // the same, in as much time before the move
 	BeforeMBps    float64 `json:"before_mb_per_s"`
 	DuringMBps    float64 `json:"during_mb_per_s"` // from the first step to the guest's answer
+	// Clients are sorted by their number; TCPTimeouts are retransmission timeouts from before the move to after it, by whose kernel has counted them.
+	Clients     []MoveClient     `json:"clients"`
+	TCPTimeouts map[string]int64 `json:"tcp_timeouts"`
 }
 
 // Validate tells whether the plan can be carried out.
@@ -172,29 +177,69 @@ func (m *moves) moveAll(ctx context.Context, failures <-chan error, report *Move
 	}
 	for i := range m.plan.Moves {
 		m.progress.Step("move %d of %d", i+1, m.plan.Moves)
-		before := time.Now()
-		m.meter.resetStall()
-		if err := undisturbed(); err != nil {
-			return err
-		}
-		stallBefore := m.meter.resetStall()
-		began := time.Now()
-		plan := m.lab.MovePlan()
-		plan.BytesPerSecond = m.plan.BytesPerSecond
-		moved, err := m.lab.Move(ctx, plan)
+		r, err := m.moveOnce(ctx, undisturbed)
 		if err != nil {
 			return err
 		}
-		ended := time.Now()
-		if err := undisturbed(); err != nil { // a stall is over when its client has a byte
-			return err
-		}
-		r := MoveReport{Report: *moved, StallMs: milliseconds(m.meter.resetStall()), StallBeforeMs: milliseconds(stallBefore)}
-		r.BeforeMBps, r.DuringMBps = m.meter.rate(before, began), m.meter.rate(began, ended)
-		report.Moves = append(report.Moves, r)
+		report.Moves = append(report.Moves, *r)
 		m.progress.Step("move %d: %.0f ms, pause %.0f ms, longest stall %.0f ms, %.0f %% of the bandwidth before", i+1, r.TotalMs, r.PausedMs, r.StallMs, 100*r.DuringMBps/r.BeforeMBps)
 	}
 	return nil
+}
+
+// moveOnce carries out one move, with undisturbed streaming before it and behind it.
+func (m *moves) moveOnce(ctx context.Context, undisturbed func() error) (*MoveReport, error) {
+	timeouts, err := m.lab.TCPTimeouts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	before := time.Now()
+	m.meter.resetStalls()
+	if err := undisturbed(); err != nil {
+		return nil, err
+	}
+	stallsBefore := m.meter.resetStalls()
+	began := time.Now()
+	plan := m.lab.MovePlan()
+	plan.BytesPerSecond = m.plan.BytesPerSecond
+	moved, err := m.lab.Move(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
+	ended := time.Now()
+	if err := undisturbed(); err != nil { // a stall is over when its client has a byte
+		return nil, err
+	}
+	stalls := m.meter.resetStalls()
+	r := &MoveReport{Report: *moved, StallMs: milliseconds(longest(stalls)), StallBeforeMs: milliseconds(longest(stallsBefore))}
+	r.BeforeMBps, r.DuringMBps = m.meter.rate(before, began), m.meter.rate(began, ended)
+	granted, err := m.granted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.Clients = clientsOf(moved, stalls, granted)
+	if r.TCPTimeouts, err = m.lab.TCPTimeouts(ctx); err != nil {
+		return nil, err
+	}
+	for side, n := range timeouts {
+		r.TCPTimeouts[side] -= n
+	}
+	return r, nil
+}
+
+// granted asks the host that the VM is at for when it was given its leases.
+func (m *moves) granted(ctx context.Context) (map[netip.AddrPort]time.Time, error) {
+	var leases host.Leases
+	if err := m.lab.HostLeases(ctx, m.lab.At, &leases); err != nil {
+		return nil, err
+	}
+	granted := map[netip.AddrPort]time.Time{}
+	for _, v := range leases.VMs {
+		for _, l := range v.Leases {
+			granted[l.Client] = time.Now().Add(-time.Duration(l.AgeSeconds * float64(time.Second)))
+		}
+	}
+	return granted, nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

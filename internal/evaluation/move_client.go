@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,13 +24,20 @@ type meter struct {
 
 	mu      sync.Mutex
 	samples []int64
-	stall   time.Duration // the longest wait for a byte since resetStall
+	stalls  map[int]stall // of each client, the longest since resetStalls
 }
 
-func newMeter() *meter { return &meter{began: time.Now()} }
+// stall is the longest time that a client waited for a byte.
+type stall struct {
+	client netip.AddrPort
+	from   time.Time
+	length time.Duration
+}
+
+func newMeter() *meter { return &meter{began: time.Now(), stalls: map[int]stall{}} }
 
 // received counts bytes that a client has waited for.
-func (m *meter) received(n int, waited time.Duration) {
+func (m *meter) received(client int, address netip.AddrPort, n int, waited time.Duration) {
 	m.bytes.Add(int64(n))
 	slot := int(time.Since(m.began) / meterInterval)
 	m.mu.Lock()
@@ -38,16 +46,26 @@ func (m *meter) received(n int, waited time.Duration) {
 		m.samples = append(m.samples, 0)
 	}
 	m.samples[slot] += int64(n)
-	m.stall = max(m.stall, waited)
+	if s := m.stalls[client]; waited > s.length {
+		m.stalls[client] = stall{address, time.Now().Add(-waited), waited}
+	}
 }
 
-// resetStall returns the longest wait, and begins anew.
-func (m *meter) resetStall() time.Duration {
+// resetStalls returns each client's longest wait, and begins anew.
+func (m *meter) resetStalls() map[int]stall {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	longest := m.stall
-	m.stall = 0
+	longest := m.stalls
+	m.stalls = map[int]stall{}
 	return longest
+}
+
+// longest is the longest of all clients' stalls.
+func longest(stalls map[int]stall) (out time.Duration) {
+	for _, s := range stalls {
+		out = max(out, s.length)
+	}
+	return out
 }
 
 func (m *meter) counted() []int64 {
@@ -107,6 +125,7 @@ func (c *moveClient) stream(ctx context.Context) error {
 
 // get asks for one file.
 func (c *moveClient) get(conn net.Conn, r *bufio.Reader, f moveFile) error {
+	local := conn.LocalAddr().(*net.TCPAddr).AddrPort()
 	asked := time.Now()
 	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: lab\r\n\r\n", f.url); err != nil {
 		return err
@@ -134,7 +153,7 @@ func (c *moveClient) get(conn net.Conn, r *bufio.Reader, f moveFile) error {
 		if err != nil && got < len(f.body) {
 			return fmt.Errorf("ends at byte %d of %d: %w", got, len(f.body), err)
 		}
-		c.meter.received(n, time.Since(asked))
+		c.meter.received(c.number, local, n, time.Since(asked))
 		asked = time.Now()
 	}
 	return nil

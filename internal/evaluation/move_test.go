@@ -2,6 +2,7 @@ package evaluation
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -20,15 +21,16 @@ func TestMovesValidate(t *testing.T) {
 
 // TestMeter: the bytes of an interval, and the longest wait, which begins anew.
 func TestMeter(t *testing.T) {
-	m := newMeter()
+	m, client := newMeter(), netip.MustParseAddrPort("192.0.2.2:5000")
 	m.began = m.began.Add(-time.Second)
-	m.received(2_000_000, 30*time.Millisecond)
-	m.received(1_000_000, 70*time.Millisecond)
-	m.received(1_000_000, 10*time.Millisecond)
-	if s := m.resetStall(); s != 70*time.Millisecond {
-		t.Errorf("the longest wait is %v", s)
+	m.received(1, client, 2_000_000, 30*time.Millisecond)
+	m.received(2, client, 1_000_000, 70*time.Millisecond)
+	m.received(1, client, 1_000_000, 10*time.Millisecond)
+	stalls := m.resetStalls()
+	if s := longest(stalls); s != 70*time.Millisecond || stalls[1].length != 30*time.Millisecond || stalls[1].client != client {
+		t.Errorf("the longest wait is %v, of %+v", s, stalls)
 	}
-	if s := m.resetStall(); s != 0 {
+	if s := longest(m.resetStalls()); s != 0 {
 		t.Errorf("and then %v", s)
 	}
 	if r := m.rate(m.began, m.began.Add(20*time.Second)); r <= 0 || m.bytes.Load() != 4_000_000 {

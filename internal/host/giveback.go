@@ -197,6 +197,7 @@ func (l *leaseConn) release() (over wire.Reason) {
 		return wire.ReasonKernel
 	}
 	l.vm.counters.handbacks.Add(1)
+	l.vm.returned(l)
 	l.vm.blind.seen() // everything is acknowledged
 	frames := l.lateFrames(late, end)
 	l.handler.forget(l) // before the guest may use the id again

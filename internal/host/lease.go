@@ -61,31 +61,33 @@ type leaseConn struct {
 	work sync.Cond // for the sender: the inbox, or one of the fields below, has changed
 	room sync.Cond // for the receiver: credit, ear or discard has changed
 
-	heard     uint64 // frames that have come
-	relayedAt uint64 // heard when the client's last words were passed on
-	inbox     []item
-	live      bool        // the socket exists
-	granted   time.Time   // when it came to exist
-	doing     activity    // what the sender does
-	allowed   int         // DATA bytes that the guest may still send
-	taken     uint64      // DATA bytes that the guest has sent
-	sending   bool        // a SEND is under way: the guest has no answer yet
-	stopWait  func()      // ends the sender's wait for an origin; nil: it does not wait
-	inFile    bool        // its file is being sent: a recall may interrupt it
-	ended     bool        // END or CLOSE has come: no more DATA and SEND
-	closing   bool        // CLOSE has come
-	credit    int64       // DATA bytes that the guest takes from us
-	ear       ear         // what the receiver does
-	awaiting  bool        // HANDBACK is sent, TAKEN or KEEP is due
-	asked     time.Time   // when HANDBACK was sent
-	answer    wire.Type   // TAKEN or KEEP
-	recall    recallState // the connection is wanted back
-	pause     *time.Timer // ends recallSoon
-	orphan    bool        // the session has ended
-	over      wire.Reason // the lease must end now, without what is in the inbox
-	abort     bool        // and with RST
-	eof       bool        // the client has closed its direction
-	discard   bool        // what the client still says is of no interest
+	heard      uint64 // frames that have come
+	relayedAt  uint64 // heard when the client's last words were passed on
+	inbox      []item
+	live       bool        // the socket exists
+	granted    time.Time   // when it came to exist
+	doing      activity    // what the sender does
+	allowed    int         // DATA bytes that the guest may still send
+	taken      uint64      // DATA bytes that the guest has sent
+	sending    bool        // a SEND is under way: the guest has no answer yet
+	stopWait   func()      // ends the sender's wait for an origin; nil: it does not wait
+	inFile     bool        // its file is being sent: a recall may interrupt it
+	ended      bool        // END or CLOSE has come: no more DATA and SEND
+	closing    bool        // CLOSE has come
+	credit     int64       // DATA bytes that the guest takes from us
+	ear        ear         // what the receiver does
+	awaiting   bool        // HANDBACK is sent, TAKEN or KEEP is due
+	asked      time.Time   // when HANDBACK was sent
+	takenAt    time.Time   // when TAKEN came
+	answer     wire.Type   // TAKEN or KEEP
+	recall     recallState // the connection is wanted back
+	recalledAt time.Time   // since then
+	pause      *time.Timer // ends recallSoon
+	orphan     bool        // the session has ended
+	over       wire.Reason // the lease must end now, without what is in the inbox
+	abort      bool        // and with RST
+	eof        bool        // the client has closed its direction
+	discard    bool        // what the client still says is of no interest
 }
 
 func newLeaseConn(h *handler, id uint32, st *tcpstate.State) *leaseConn {
@@ -133,7 +135,7 @@ func (l *leaseConn) frame(head wire.Header, payload []byte) error {
 		if !l.awaiting || l.answer != 0 {
 			return breach("%v without HANDBACK", head.Type)
 		}
-		l.answer = head.Type
+		l.answer, l.takenAt = head.Type, time.Now()
 		l.work.Signal()
 		return nil
 	}

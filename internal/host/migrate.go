@@ -141,11 +141,12 @@ func (d *Daemon) Admit(ctx context.Context, other Description) (problems []strin
 	return problems, nil
 }
 
-// Held is what came of a Hold.
+// Held is what came of a Hold. Its JSON form is an interface: fields are added, never renamed.
 type Held struct {
-	Leases  int     `json:"leases"` // that were called back
-	Closed  int     `json:"closed"` // that did not come back in time; their clients were reset
-	Longest float64 `json:"longest_ms"`
+	Leases  int        `json:"leases"` // that were called back
+	Closed  int        `json:"closed"` // that did not come back in time; their clients were reset
+	Longest float64    `json:"longest_ms"`
+	Returns []Returned `json:"returns"` // in the order in which they came back
 }
 
 // Hold readies a VM for the moment in which it is paused: it takes no more leases, and gives all back. It returns when none is left and the VM's server has ended its
@@ -158,6 +159,8 @@ func (d *Daemon) Hold(ctx context.Context, name string, timeout time.Duration) (
 		return out, err
 	}
 	before := v.counters.handbacks.Load()
+	v.noteReturns()
+	defer func() { out.Returns = v.takeReturns() }()
 	back := v.recallStuck(ctx, timeout)
 	began := time.Now()
 	v.hold()
@@ -178,7 +181,7 @@ func (d *Daemon) Hold(ctx context.Context, name string, timeout time.Duration) (
 	if !v.awaitIdle(ctx, lingerLimit, func() int { return v.leaseCount() + v.sessionCount() }) {
 		return out, errNotIdle
 	}
-	out.Longest = float64(time.Since(began)) / float64(time.Millisecond)
+	out.Longest = milliseconds(time.Since(began))
 	d.log.Info("VM is held", "vm", v.name, "handbacks", v.counters.handbacks.Load()-before, "closed", out.Closed, "took", time.Since(began))
 	return out, nil
 }
@@ -243,7 +246,7 @@ func (v *vm) awaitIdle(ctx context.Context, timeout time.Duration, busy func() i
 }
 
 const (
-	holdPoll         = 200 * time.Microsecond
+	holdPoll         = time.Millisecond
 	recallAgainAfter = 100 * time.Millisecond
 )
 

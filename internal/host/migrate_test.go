@@ -199,3 +199,31 @@ func TestAdmit(t *testing.T) {
 		t.Error("the VM departs to nowhere")
 	}
 }
+
+// TestHoldReturns: a Hold tells which connections came back, and how long each took.
+func TestHoldReturns(t *testing.T) {
+	r := newRig(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	began := time.Now()
+	done := make(chan Held, 1)
+	go func() {
+		h, err := r.daemon.Hold(context.Background(), "one", maxHoldTimeout)
+		if err != nil {
+			t.Error(err)
+		}
+		done <- h
+	}()
+	g.expectMove()
+	g.takesBack(1, c)
+	g.leaves()
+	h := <-done
+	if len(h.Returns) != 1 {
+		t.Fatalf("%+v", h)
+	}
+	back := h.Returns[0]
+	client := netip.MustParseAddrPort(c.client.LocalAddr().String())
+	if took := milliseconds(time.Since(began)); back.Client != client || back.Asked.Before(began) || back.GuestMs <= 0 || back.TookMs < back.GuestMs || back.TookMs > took {
+		t.Errorf("%+v of client %v, in %v ms", back, client, took)
+	}
+}

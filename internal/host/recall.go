@@ -31,6 +31,9 @@ func (l *leaseConn) callBack() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.recall = recalled
+	if l.recalledAt.IsZero() {
+		l.recalledAt = time.Now()
+	}
 	if l.inFile && l.live {
 		l.socket.interruptWrite()
 	}

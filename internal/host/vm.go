@@ -41,6 +41,7 @@ type vm struct {
 	mu        sync.Mutex
 	held      chan struct{} // not nil: the VM moves, and gets no session; closed when that is over
 	holdTimer *time.Timer
+	returns   *comebacks           // not nil: a Hold is under way
 	files     map[wire.FileRef]int // how many SENDs and READs under way use each file
 	leases    map[*leaseConn]struct{}
 	handlers  map[*handler]struct{} // live sessions

@@ -90,9 +90,10 @@ func (d *daemon) admit(ctx context.Context, description []byte) error {
 
 // held is what came of a hold.
 type held struct {
-	Leases    int     `json:"leases"`
-	Closed    int     `json:"closed"`
-	LongestMs float64 `json:"longest_ms"`
+	Leases    int        `json:"leases"`
+	Closed    int        `json:"closed"`
+	LongestMs float64    `json:"longest_ms"`
+	Returns   []Returned `json:"returns"`
 }
 
 func (d *daemon) hold(ctx context.Context, timeout time.Duration) (h held, err error) {

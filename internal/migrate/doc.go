@@ -72,11 +72,20 @@ type Report struct {
 	Recalled   int                 `json:"recalled"`    // leases
 	Closed     int                 `json:"closed"`      // clients that were reset, since they acknowledged nothing
 	HoldMs     float64             `json:"hold_ms"`     // until the last lease had come back
+	Returns    []Returned          `json:"returns"`     // the leases, in the order in which they came back
 	PausedMs   float64             `json:"paused_ms"`   // from the order to pause to the order to go on, answered
 	DowntimeMs float64             `json:"downtime_ms"` // as QEMU counts it: of PausedMs, the last part
 	Bytes      int64               `json:"bytes"`       // of memory sent
 	Passes     int64               `json:"passes"`      // over it
 	Began      map[Phase]time.Time `json:"began"`
+}
+
+// Returned is a lease that has come back, as the source's daemon tells it.
+type Returned struct {
+	Client  netip.AddrPort `json:"client"`
+	Asked   time.Time      `json:"asked"`    // when it was called back
+	TookMs  float64        `json:"took_ms"`  // until the guest had it
+	GuestMs float64        `json:"guest_ms"` // of that, the guest's
 }
 
 // Place where a VM is.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func TestDaemon(t *testing.T) {
 		case "/admit":
 			w.Write([]byte(`{"problems": ["no room", "no share"]}`))
 		case "/hold":
-			w.Write([]byte(`{"leases": 9, "closed": 1, "longest_ms": 12.5}`))
+			w.Write([]byte(`{"leases": 9, "closed": 1, "longest_ms": 12.5, "returns": [{"client": "192.0.2.9:80", "took_ms": 3, "guest_ms": 1}]}`))
 		case "/depart":
 			http.Error(w, "no route", http.StatusConflict)
 		default:
@@ -61,7 +62,7 @@ func TestDaemon(t *testing.T) {
 	if err := d.admit(ctx, description); err == nil || !strings.Contains(err.Error(), "host-x cannot take it: no room; no share") {
 		t.Errorf("admit: %v", err)
 	}
-	if h, err := d.hold(ctx, 2*time.Second); err != nil || h != (held{9, 1, 12.5}) {
+	if h, err := d.hold(ctx, 2*time.Second); err != nil || !reflect.DeepEqual(h, held{9, 1, 12.5, []Returned{{Client: netip.MustParseAddrPort("192.0.2.9:80"), TookMs: 3, GuestMs: 1}}}) {
 		t.Errorf("hold: %+v, %v", h, err)
 	}
 	if err := d.arrive(ctx, side); err != nil {

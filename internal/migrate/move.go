@@ -240,6 +240,9 @@ func (m *move) precopy(ctx context.Context) (err error) {
 // guest cannot take its leases back.
 var errIdle = errors.New("the guest was paused too early, as it wrote nothing; try again")
 
+// earlyPoll is how often hold looks whether the guest was paused too early.
+const earlyPoll = 20 * time.Millisecond
+
 // hold recalls all leases.
 func (m *move) hold(ctx context.Context) error {
 	if err := m.admit(ctx); err != nil { // what is being sent now must be there, too
@@ -249,14 +252,14 @@ func (m *move) hold(ctx context.Context) error {
 	defer cancel()
 	early := make(chan bool, 1)
 	go func() { // a guest that is paused gives nothing back
-		_, err := m.from.AwaitMigration(ctx, func(now qemu.Migration) bool { return now.Status == qemu.MigrationPreSwitchover })
+		_, err := m.from.WatchMigration(ctx, earlyPoll, func(now qemu.Migration) bool { return now.Status == qemu.MigrationPreSwitchover })
 		early <- err == nil
 		cancel()
 	}()
 	m.held = true
 	h, err := m.source.hold(ctx, m.HoldTimeout)
 	cancel()
-	m.report.Recalled, m.report.Closed, m.report.HoldMs = h.Leases, h.Closed, h.LongestMs
+	m.report.Recalled, m.report.Closed, m.report.HoldMs, m.report.Returns = h.Leases, h.Closed, h.LongestMs, h.Returns
 	if tooEarly := <-early; err != nil && tooEarly {
 		return errIdle
 	}
@@ -318,8 +321,12 @@ func (m *move) commit(ctx context.Context) error {
 	return nil
 }
 
-// answerPoll is how often the destination's daemon is asked for the guest.
-const answerPoll = 2 * time.Millisecond
+// answerPoll is how often the destination's daemon is asked for the guest, runPoll how often its QEMU is. Clients are served meanwhile, so there is no hurry: each question
+// takes some of the CPU time that the guest needs to find its host.
+const (
+	answerPoll = 10 * time.Millisecond
+	runPoll    = 100 * time.Millisecond
+)
 
 // answer waits until the guest's server has found the destination's daemon. A VM without a server has to run only.
 func (m *move) answer(ctx context.Context) error {
@@ -328,19 +335,21 @@ func (m *move) answer(ctx context.Context) error {
 	if err := m.destination.arrive(ctx, m.From); err != nil { // once more: an announcement may get lost
 		return err
 	}
-	for {
-		_, running, err := m.to.RunState(ctx)
-		if err != nil {
-			return err
-		}
+	for looked := (time.Time{}); ; {
 		sessions := 0
 		if m.served {
+			var err error
 			if _, sessions, err = m.destination.describe(ctx); err != nil && ctx.Err() == nil {
 				return err
 			}
 		}
-		if running && (sessions > 0 || !m.served) {
-			return nil
+		if answered := sessions > 0 || !m.served; answered || time.Since(looked) > runPoll {
+			looked = time.Now()
+			if _, running, err := m.to.RunState(ctx); err != nil {
+				return err
+			} else if running && answered {
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -169,7 +169,12 @@ const migrationPoll = time.Millisecond
 
 // AwaitMigration waits until done is satisfied. A migration that is over otherwise is an error.
 func (c *QMP) AwaitMigration(ctx context.Context, done func(Migration) bool) (Migration, error) {
-	tick := time.NewTicker(migrationPoll)
+	return c.WatchMigration(ctx, migrationPoll, done)
+}
+
+// WatchMigration is AwaitMigration that looks only so often: each look takes QEMU's big lock from the guest.
+func (c *QMP) WatchMigration(ctx context.Context, every time.Duration, done func(Migration) bool) (Migration, error) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		m, err := c.QueryMigration(ctx)

@@ -69,6 +69,9 @@ func Snapshot(fd int, st *tcpstate.State, read, written uint32, halted bool) err
 		return &Error{Op: "snapshot", Left: LeftLive, Err: err}
 	}
 	c.readRepair(st, &i)
+	if st.Options&tcpstate.OptTimestamps != 0 {
+		st.Timestamp = aheadOf(st.Timestamp, i.options&infoOptUsecTS != 0)
+	}
 	// written is the caller's to know, because a socket that hears its peer must not have its send queue chosen: the kernel then takes what waits there for
 	// sent, without sending it, as soon as the peer says something (tcp_write_xmit, net/ipv4/tcp_output.c).
 	c.readReceived(st)
@@ -223,6 +226,19 @@ func nextTimestamp(clock uint32, microseconds bool) uint32 {
 		return (clock + 2) | 1
 	}
 	return (clock + 2) &^ 1
+}
+
+// clockAhead is how far the clock of a snapshot is ahead. The socket goes on to acknowledge what its peer says, by a clock that runs until Seal; the new owner's
+// begins when it restores, which a busy machine may delay by tens of milliseconds. Were it behind what the peer has heard last, the peer would drop what the new owner
+// sends as old (PAWS: RFC 7323, section 5.3), and wait for its retransmission timer. A clock may run ahead: all that was sent before is acknowledged.
+const clockAhead = time.Second
+
+// aheadOf is a clock reading clockAhead later.
+func aheadOf(clock uint32, microseconds bool) uint32 {
+	if microseconds {
+		return clock + uint32(clockAhead.Microseconds())
+	}
+	return clock + uint32(clockAhead.Milliseconds())
 }
 
 // Confirm tells whether the socket on fd is still as Extract left it, and fails with ErrUnread if a segment slipped in. Such

@@ -47,6 +47,34 @@ func (r *rig) say(t *testing.T, host int, p []byte, before int) {
 	})
 }
 
+// TestLateAcknowledged: the host's socket acknowledges what the client says after the snapshot, by its own clock. What the guest sends then, whose clock was set by
+// the snapshot, must not be older for the client, which would drop it.
+func TestLateAcknowledged(t *testing.T) {
+	r := newRig(t, lanes()[0])
+	r.net.CheckNoResets(t)
+	st := r.extractGuest(t)
+	host := r.restoreOnHost(t, &st)
+	transfer(t, host, r.client, 5000)
+	drain(t, host.fd)
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false))
+	time.Sleep(100 * time.Millisecond) // the guest is slow
+	r.say(t, host.fd, []byte("request"), 0)
+	control(t, r.client, func(fd int) error { drain(t, fd); return nil })
+	control(t, r.guest, Park)
+	control(t, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, st.KeepAlive) })
+	late, _, err := r.holder.Seal(host.fd, &st)
+	must(t, err)
+	p := make([]byte, late)
+	must(t, ReadLate(host.fd, p))
+	must(t, Park(host.fd))
+	must(t, host.Close())
+	control(t, r.guest, func(fd int) error { return r.freezer.TakeIn(fd, st.RecvSeq, p) })
+	r.bothWays(t)
+	if n := r.net.Client.TCPCounter(t, "PAWSEstab"); n != 0 {
+		t.Errorf("the client has dropped %d segments of the guest's as old", n)
+	}
+}
+
 // TestLateWindow: a client that makes room while its connection is given back tells the host's socket, and the guest's must not wait for it to say
 // so again, which it does when the guest asks, after a second.
 func TestLateWindow(t *testing.T) {

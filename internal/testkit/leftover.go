@@ -69,7 +69,7 @@ func openFiles() (map[string]string, error) {
 }
 
 // TCPCounter returns a counter of the namespace from the Tcp lines of /proc/net/snmp, for both IP versions together: OutRsts
-// (RSTs sent), EstabResets, RetransSegs …
+// (RSTs sent), EstabResets, RetransSegs …, or else from the TcpExt lines of /proc/net/netstat: PAWSEstab …
 func (ns *Namespace) TCPCounter(tb testing.TB, name string) int {
 	tb.Helper()
 	var value int
@@ -78,7 +78,13 @@ func (ns *Namespace) TCPCounter(tb testing.TB, name string) int {
 		if err != nil {
 			return err
 		}
-		value, err = snmpCounter(string(text), "Tcp:", name)
+		if value, err = snmpCounter(string(text), "Tcp:", name); err == nil {
+			return nil
+		}
+		if text, err = os.ReadFile("/proc/thread-self/net/netstat"); err != nil {
+			return err
+		}
+		value, err = snmpCounter(string(text), "TcpExt:", name)
 		return err
 	})
 	return value
