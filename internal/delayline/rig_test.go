@@ -64,6 +64,10 @@ func newRig(tb testing.TB, cfg Config, ipv6 bool) *rig {
 	if r.path, err = New(cfg, files[0], files[1]); err != nil {
 		tb.Fatal(err)
 	}
+	if ipv6 {
+		r.left.AwaitLocal(tb, left6.Addr())
+		r.right.AwaitLocal(tb, right6.Addr())
+	}
 	return r
 }
 

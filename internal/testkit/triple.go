@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -86,11 +87,34 @@ func (n *Network) wire(tb testing.TB) {
 	n.Host.waitRunning(tb, HostClientLink, HostGuestLink)
 	n.Client.waitRunning(tb, "eth0")
 	n.Guest.waitRunning(tb, "eth0")
+	n.Host.AwaitLocal(tb, netip.MustParseAddr(Host6), netip.MustParseAddr(GuestGateway6))
+	n.Client.AwaitLocal(tb, netip.MustParseAddr(Client6))
+	n.Guest.AwaitLocal(tb, netip.MustParseAddr(Guest6))
 }
 
 // prefixes are an IPv4 and an IPv6 address with the prefix lengths of the Triple's links.
 func prefixes(v4, v6 string) []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(v4), 24), netip.PrefixFrom(netip.MustParseAddr(v6), 64)}
+}
+
+// AwaitLocal waits until the addresses are the namespace's own. IPv6 makes their routes in a work queue, when the link has its carrier (addrconf_dad_work,
+// net/ipv6/addrconf.c); what comes earlier is dropped.
+func (ns *Namespace) AwaitLocal(tb testing.TB, addrs ...netip.Addr) {
+	tb.Helper()
+	ns.Must(tb, func() error {
+		for _, addr := range addrs {
+			for deadline := time.Now().Add(settleTime); ; time.Sleep(time.Millisecond) {
+				routes, err := netlink.RouteGet(addr.AsSlice())
+				if err == nil && len(routes) > 0 && routes[0].Type == syscall.RTN_LOCAL {
+					break
+				}
+				if time.Now().After(deadline) {
+					return fmt.Errorf("%v is still no address of the namespace after %v: %v", addr, settleTime, err)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // waitRunning waits until the links carry packets; what is sent earlier is dropped.
