@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +96,9 @@ func prefixes(v4, v6 string) []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(v4), 24), netip.PrefixFrom(netip.MustParseAddr(v6), 64)}
 }
 
+// localTable is RT_TABLE_LOCAL (include/uapi/linux/rtnetlink.h).
+const localTable = 255
+
 // AwaitLocal waits until the addresses are the namespace's own. IPv6 makes their routes in a work queue, when the link has its carrier (addrconf_dad_work,
 // net/ipv6/addrconf.c); what comes earlier is dropped.
 func (ns *Namespace) AwaitLocal(tb testing.TB, addrs ...netip.Addr) {
@@ -105,7 +107,7 @@ func (ns *Namespace) AwaitLocal(tb testing.TB, addrs ...netip.Addr) {
 		for _, addr := range addrs {
 			for deadline := time.Now().Add(settleTime); ; time.Sleep(time.Millisecond) {
 				routes, err := netlink.RouteGet(addr.AsSlice())
-				if err == nil && len(routes) > 0 && routes[0].Type == syscall.RTN_LOCAL {
+				if err == nil && len(routes) > 0 && routes[0].Table == localTable {
 					break
 				}
 				if time.Now().After(deadline) {
