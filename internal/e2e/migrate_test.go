@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -58,6 +59,8 @@ func TestVMMigration(t *testing.T) {
 			moveFails(t, s, files, migrate.Answer, migrate.AtSource, false, func(s *lab.Segment, _ func()) { killVM(t, s, 1-s.At) })
 		}},
 		{"no destination", moveNowhere},
+		{"destination has no room for the leases", moveNoRoom},
+		{"destination's share lacks a file", moveFileMissing},
 		{"source daemon dies in pre-copy", moveSourceDaemonDies},
 		{"there and back again", moveStreaming},
 		{"by the command", moveByCommand},
@@ -173,6 +176,77 @@ func moveNowhere(t *testing.T, s *lab.Segment, files *media) {
 	}
 	servedAgain(t, s, files)
 	must(t, s.StartHost(to))
+}
+
+// restartHost restarts the daemon of a host that does not have the VM, as change has it, until the test ends.
+func restartHost(t *testing.T, s *lab.Segment, i int, change func(h *lab.SegmentHost)) {
+	t.Helper()
+	before := *s.Hosts[i]
+	again := func() {
+		must(t, s.StopHost(i, syscall.SIGTERM))
+		must(t, s.StartHost(i))
+	}
+	t.Cleanup(func() {
+		s.Hosts[i].Share, s.Hosts[i].MaxLeases = before.Share, before.MaxLeases
+		again()
+	})
+	change(s.Hosts[i])
+	again()
+}
+
+// moveNoRoom: a destination that may not take so many leases is refused, and nothing was touched.
+func moveNoRoom(t *testing.T, s *lab.Segment, files *media) {
+	ctx, cancel := moveContext()
+	defer cancel()
+	restartHost(t, s, 1-s.At, func(h *lab.SegmentHost) { h.MaxLeases = 1 })
+	streaming, rest := begun(t, s.Lab, files, lab.Lease)
+	other, restOfOther := begun(t, s.Lab, files, lab.Lease)
+	eventually(t, "both are leased", func() bool {
+		var status host.Status
+		must(t, s.HostStatus(ctx, s.At, &status))
+		return status.VMs[0].Leases == 2
+	})
+	_, err := s.Move(ctx, s.MovePlan())
+	var failed *migrate.Error
+	if !errors.As(err, &failed) || failed.Phase != migrate.Check || failed.Runs != migrate.AtSource || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("the move ends with %v", err)
+	}
+	streaming.take(rest)
+	other.take(restOfOther)
+	must(t, errors.Join(streaming.Close(), other.Close()))
+	servedAgain(t, s, files)
+}
+
+// moveFileMissing: a file that is being sent is missing at the destination, from the beginning or since the move began. The VM stays, and the file is sent to its end.
+func moveFileMissing(t *testing.T, s *lab.Segment, files *media) {
+	ctx, cancel := moveContext()
+	defer cancel()
+	share := t.TempDir()
+	for name := range files.files {
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(share, name)), 0o755))
+		must(t, os.Link(filepath.Join(files.dir, name), filepath.Join(share, name))) // with its time
+	}
+	restartHost(t, s, 1-s.At, func(h *lab.SegmentHost) { h.Share = share })
+	for _, missing := range []migrate.Phase{migrate.Hold, migrate.Check} { // the latter for good
+		streaming, rest := begun(t, s.Lab, files, lab.Lease)
+		from, plan := s.At, s.MovePlan()
+		plan.Progress = func(e migrate.Event) {
+			if e.Phase == missing && missing == migrate.Hold {
+				must(t, os.Remove(filepath.Join(share, bigFile)))
+			}
+		}
+		_, err := s.Move(ctx, plan)
+		var failed *migrate.Error
+		if !errors.As(err, &failed) || failed.Phase != missing || failed.Runs != migrate.AtSource || !strings.Contains(err.Error(), bigFile+", which is being sent to a client: not-found") {
+			t.Errorf("the move ends with %v", err)
+		}
+		if s.Hosts[1-from].VM != nil || s.At != from {
+			t.Error("a QEMU is left at the destination")
+		}
+		streaming.take(rest)
+		must(t, streaming.Close())
+		servedAgain(t, s, files)
+	}
 }
 
 // moveSourceDaemonDies: its clients are cut off, as they always are when a daemon dies, and the VM stays.

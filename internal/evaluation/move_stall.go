@@ -63,8 +63,7 @@ func stallPhases(moved *migrate.Report, s stall) map[migrate.Phase]float64 {
 	for _, p := range []migrate.Phase{migrate.Check, migrate.Start, migrate.Precopy, migrate.Hold, migrate.Switch, migrate.Answer} {
 		parts = append(parts, part{p, moved.Began[p]})
 	}
-	answered := time.Duration(moved.PhasesMs[migrate.Answer] * float64(time.Millisecond))
-	parts = append(parts, part{AfterMove, moved.Began[migrate.Answer].Add(answered)})
+	parts = append(parts, part{AfterMove, moved.Began[migrate.Done]})
 	out, end := map[migrate.Phase]float64{}, s.from.Add(s.length)
 	for i, p := range parts {
 		from, to := p.from, end

@@ -16,9 +16,8 @@ func TestClientsOf(t *testing.T) {
 	at := func(ms int) time.Time { return began.Add(time.Duration(ms) * time.Millisecond) }
 	one, two := netip.MustParseAddrPort("10.88.0.2:1001"), netip.MustParseAddrPort("10.88.0.2:1002")
 	moved := &migrate.Report{
-		Began:    map[migrate.Phase]time.Time{migrate.Check: at(0), migrate.Start: at(10), migrate.Precopy: at(20), migrate.Hold: at(1000), migrate.Switch: at(1100), migrate.Answer: at(1120)},
-		PhasesMs: map[migrate.Phase]float64{migrate.Answer: 130},
-		Returns:  []migrate.Returned{{Client: one, Asked: at(1005), TookMs: 40, GuestMs: 10}},
+		Began:   map[migrate.Phase]time.Time{migrate.Check: at(0), migrate.Start: at(10), migrate.Precopy: at(20), migrate.Hold: at(1000), migrate.Switch: at(1100), migrate.Answer: at(1120), migrate.Done: at(1250)},
+		Returns: []migrate.Returned{{Client: one, Asked: at(1005), TookMs: 40, GuestMs: 10}},
 	}
 	stalls := map[int]stall{
 		2: {two, at(-30), 25 * time.Millisecond},

@@ -8,6 +8,7 @@ import (
 
 	"spillway/internal/bench"
 	"spillway/internal/lab"
+	"spillway/internal/migrate"
 )
 
 // TestMovesValidate: what cannot be carried out is refused.
@@ -62,6 +63,18 @@ func TestMoves(t *testing.T) {
 	for i, m := range report.Moves {
 		if m.Closed != 0 || m.Recalled == 0 || m.StallMs == 0 || m.BeforeMBps == 0 || m.Bytes == 0 {
 			t.Errorf("move %d: %+v", i+1, m)
+		}
+		// What a plot needs: when each phase began, within the time that there are samples of.
+		sampled := report.Began.Add(time.Duration(float64(len(report.Samples)) * report.IntervalMs * float64(time.Millisecond)))
+		last := report.Began
+		for _, p := range []migrate.Phase{migrate.Check, migrate.Start, migrate.Precopy, migrate.Hold, migrate.Switch, migrate.Answer, migrate.Done} {
+			if at := m.Began[p]; at.Before(last) || at.After(sampled) {
+				t.Errorf("move %d: phase %s began at %v, after %v; samples are from %v to %v", i+1, p, at, last, report.Began, sampled)
+			}
+			last = m.Began[p]
+		}
+		if len(m.Clients) != 4 || len(m.Returns) == 0 {
+			t.Errorf("move %d: %+v, %+v", i+1, m.Clients, m.Returns)
 		}
 	}
 }

@@ -18,7 +18,7 @@ func (f *unmounted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestMoveInResponse: a response that the move meets goes on at the next host, which gets the rest of it; nothing of it is read here.
+// TestMoveInResponse: a response that begins while the VM moves is sent by the next host, header and all; nothing of it is read here.
 func TestMoveInResponse(t *testing.T) {
 	r := newRig(t, Policy{Mode: Lease})
 	s := r.script()
@@ -40,6 +40,9 @@ func TestMoveInResponse(t *testing.T) {
 	h.id = head.ID
 	if order.Offset != 0 || order.Count != bodySize || source.read != 0 {
 		t.Errorf("SEND of %d bytes from %d on, after %d were read here", order.Count, order.Offset, source.read)
+	}
+	if string(order.Header) != header(bodySize) {
+		t.Errorf("the header did not wait for the next host: SEND has %q", order.Header)
 	}
 	h.say(h.id, 0, wire.Granted{})
 	h.sent()

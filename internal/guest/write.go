@@ -255,6 +255,10 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 func (c *Conn) readFromFile(r io.Reader) (n int64, done bool, err error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
+	if isHostFile(r) && !isFile(r) {
+		// It could not be read here meanwhile. The head waits for it, as nobody else writes: so it travels in the next host's first SEND.
+		c.agent.awaitArrival(fileTimeout)
+	}
 	if n, done, err = c.sendRange(r); done || err != nil {
 		return n, done, err
 	}

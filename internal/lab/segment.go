@@ -43,6 +43,10 @@ type SegmentHost struct {
 	Dir       string       // sockets, configuration, the VM's files
 	Addresses []netip.Addr // on the segment
 	VM        *qemu.VM     // nil: none
+
+	// What StartHost gives the daemon.
+	Share     string // the directory that it shares
+	MaxLeases int    // of the VM; 0: the daemon's default
 }
 
 // segmentRoles are the namespaces that only a Segment has, and its daemons.
@@ -108,7 +112,7 @@ func (s *Segment) topology() (err error) {
 	s.Switch, s.Client = namespace("switch"), namespace("client")
 	for i := range s.Hosts {
 		name := segmentRoles[1+i]
-		s.Hosts[i] = &SegmentHost{Name: name, Dir: filepath.Join(s.Dir, name), NS: namespace(name)}
+		s.Hosts[i] = &SegmentHost{Name: name, Dir: filepath.Join(s.Dir, name), NS: namespace(name), Share: s.Files}
 		for _, p := range segmentAddrs[i] {
 			s.Hosts[i].Addresses = append(s.Hosts[i].Addresses, p.Addr())
 		}
@@ -192,6 +196,10 @@ func (s *Segment) StartHost(i int) error {
 	if d := s.busyPoll(); d != nil {
 		busyPoll = fmt.Sprintf("busy_poll = %q\n", d)
 	}
+	limits := ""
+	if h.MaxLeases > 0 {
+		limits = fmt.Sprintf("max_leases = %d\n", h.MaxLeases)
+	}
 	text := fmt.Sprintf(`# The daemon of %s in lab %s.
 admin = %q
 %s
@@ -204,7 +212,7 @@ name = %q
 channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-`, h.Name, s.Name, h.Admin(), busyPoll, shareName, s.Files, vmName, strings.Join(channels, ", "), guestAddr4.Addr(), guestAddr6.Addr(), shareName)
+%s`, h.Name, s.Name, h.Admin(), busyPoll, shareName, h.Share, vmName, strings.Join(channels, ", "), guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits)
 	file := filepath.Join(h.Dir, "host.toml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err

@@ -62,7 +62,8 @@ func Run(ctx context.Context, plan Plan) (*Report, error) {
 	if err := m.commit(ctx); err != nil {
 		return nil, err
 	}
-	m.report.TotalMs = ms(time.Since(began))
+	m.report.Began[Done] = time.Now()
+	m.report.TotalMs = ms(m.report.Began[Done].Sub(began))
 	m.tell(Event{Phase: Done})
 	return &m.report, nil
 }
