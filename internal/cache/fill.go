@@ -176,6 +176,8 @@ func (c *Cache) fetch(r *run, d *data, b, m int) error {
 	}
 	c.unlock()
 	c.count.fills.Add(1)
+	c.count.filling.Add(1)
+	defer c.count.filling.Add(-1)
 	pos, sum := blockStart(b), uint32(0)
 	err := c.source.Fetch(c.ctx, e.path, e.version, pos, rest, func(p []byte) error {
 		for len(p) > 0 {

@@ -103,9 +103,16 @@ func TestStreamsWhileItFills(t *testing.T) {
 	if got, err := r.read(f, 0, 1000); err != nil || !bytes.Equal(got, want[:1000]) {
 		t.Fatalf("%d bytes, %v", len(got), err)
 	}
+	if n := r.Stats().Filling; n != 1 {
+		t.Errorf("%d fills under way", n)
+	}
 	open()
 	if got, err := r.read(f, 0, segment); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	r.settled()
+	if n := r.Stats().Filling; n != 0 {
+		t.Errorf("%d fills under way when all is there", n)
 	}
 }
 
