@@ -161,6 +161,54 @@ func TestCacheColdCrowd(t *testing.T) {
 	fetchRange(t, l, lab.Second, want)
 }
 
+// TestCacheRecall: the connection of a client that waits for the origin, with the daemon, goes back to the VM, whose server reads on through the channel.
+func TestCacheRecall(t *testing.T) {
+	for name, sentAtFirst := range map[string]int{"before the first byte": 0, "in the middle": 1_000_000} {
+		t.Run(name, func(t *testing.T) {
+			files := newMedia(t)
+			want := files.files["10m.mp4"]
+			o := &slowOrigin{content: want, stopAt: sentAtFirst, goOn: make(chan struct{})}
+			l := newLab(t, files, func(opts *lab.Options) { opts.Origin = "http://" + originAddr + "/vod/" })
+			o.start(t, l)
+			check := watchResets(t, l)
+			c := dial(t, l, lab.Lease)
+			if !c.ask("seg-1.m4s") {
+				return
+			}
+			if sentAtFirst > 0 {
+				_, err := c.header(http.MethodGet)
+				must(t, err)
+				c.take(want[:sentAtFirst])
+			}
+			eventually(t, "the daemon waits for the origin", func() bool {
+				s := hostStatus(t, l)
+				return s.Leases == 1 && cacheStats(t, l).Cache.Filling == 1
+			})
+			recall(t, l)
+			eventually(t, "the connection is back", func() bool { return hostStatus(t, l).Handbacks == 1 })
+			close(o.goOn)
+			if sentAtFirst == 0 {
+				resp, err := c.header(http.MethodGet)
+				must(t, err)
+				if resp.ContentLength != int64(len(want)) {
+					t.Errorf("%+v", resp)
+				}
+			}
+			c.take(want[sentAtFirst:])
+			o.expect(t, 1, 1, len(want))
+			eventually(t, fmt.Sprintf("%d bytes were sent by the host, and the rest by the guest", sentAtFirst), func() bool {
+				s := serverStats(t, l, lab.Lease).Counts
+				return s.SentBytes == uint64(sentAtFirst) && s.LocalBytes >= uint64(len(want)-sentAtFirst) && s.Lost == 0
+			})
+			c.get("seg-1.m4s", want) // the same connection, leased again
+			expectSends(t, l, lab.Lease, 2)
+			must(t, c.Close())
+			noLeases(t, l)
+			check()
+		})
+	}
+}
+
 // fetchRange gets the middle of the file as a 206.
 func fetchRange(t *testing.T, l *lab.Lab, arm lab.Arm, want []byte) {
 	t.Helper()

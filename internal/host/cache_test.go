@@ -15,11 +15,34 @@ import (
 	"spillway/internal/wire"
 )
 
-// originServer serves "big" and, after a gate is opened, "slow".
+// originServer serves "big" and, after a gate is opened, "slow", and the rest of "half".
 type originServer struct {
 	*httptest.Server
 	gate chan struct{}
 	gets atomic.Int64
+}
+
+// halfway is how many bytes of "half" come at first.
+const halfway = 300_000
+
+// halting writes so many bytes, and waits before the next ones.
+type halting struct {
+	http.ResponseWriter
+	left int
+	wait func()
+}
+
+func (h *halting) Write(p []byte) (int, error) {
+	first := min(h.left, len(p))
+	n, err := h.ResponseWriter.Write(p[:first])
+	if h.left -= n; err != nil || n == len(p) {
+		return n, err
+	}
+	_ = http.NewResponseController(h.ResponseWriter).Flush()
+	h.wait()
+	m, err := h.ResponseWriter.Write(p[n:])
+	h.left = len(p) // no more waits
+	return n + m, err
 }
 
 // newCacheRig is a rig whose share "vod" comes from a real HTTP server.
@@ -36,7 +59,14 @@ func newCacheRig(t *testing.T) (*rig, *originServer) {
 			case <-o.gate:
 			case <-req.Context().Done():
 			}
-		case req.URL.Path != "/big" && req.URL.Path != "/slow":
+		case req.URL.Path == "/half" && req.Method == http.MethodGet:
+			w = &halting{w, halfway, func() {
+				select {
+				case <-o.gate:
+				case <-req.Context().Done():
+				}
+			}}
+		case req.URL.Path != "/big" && req.URL.Path != "/slow" && req.URL.Path != "/half":
 			http.NotFound(w, req)
 			return
 		}
