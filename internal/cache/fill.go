@@ -95,7 +95,7 @@ func (c *Cache) run(r *run, d *data) {
 	r.over, r.err = true, err
 	e.runs = slices.DeleteFunc(e.runs, func(o *run) bool { return o == r })
 	if errors.Is(err, origin.ErrChanged) || errors.Is(err, fs.ErrNotExist) {
-		c.discard(e) // whoever looks for it next asks the origin
+		c.outdate(e) // whoever looks for it next asks the origin
 	}
 	r.wake()
 	fd := e.release(d)

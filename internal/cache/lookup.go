@@ -130,7 +130,7 @@ func (c *Cache) learn(p string, v origin.Version, err error) (attributes, error)
 	case err == nil:
 		if e != nil {
 			c.count.replaced.Add(1)
-			c.discard(e)
+			c.outdate(e)
 		}
 		if e, err = c.insert(p, v, now); err != nil {
 			return attributes{}, err
@@ -142,7 +142,7 @@ func (c *Cache) learn(p string, v origin.Version, err error) (attributes, error)
 		ttl := c.opts.NegativeTTL
 		if errors.Is(err, fs.ErrNotExist) {
 			if e != nil {
-				c.discard(e)
+				c.outdate(e)
 			}
 		} else {
 			ttl = min(ttl, awayTTL)
