@@ -36,6 +36,9 @@ type Options struct {
 	NegativeTTL time.Duration // for how long "not found" is believed
 	Stale       time.Duration // after its TTL, for how long a version is believed while the origin is away
 
+	// ReadAhead is how many files of a series (segment-12.m4s, segment-13.m4s …) are fetched ahead of the one that somebody begins to read. See readahead.go.
+	ReadAhead int
+
 	// Replaced is told the path of each file that the origin has replaced or removed, as soon as the cache knows. It must not wait for the cache. nil: nobody.
 	Replaced func(path string)
 
@@ -68,6 +71,7 @@ type Cache struct {
 	pins    map[string]bool
 	lookups map[string]*lookup
 	absent  absences
+	ahead   ahead
 	doomed  []uint64 // data files to remove when mu is released
 	news    []string // paths of which Replaced is to be told then
 }
@@ -99,6 +103,7 @@ func open(name string, source *origin.Source, opts Options) (*Cache, error) {
 		name: name, opts: opts, source: source, dir: dir, seed: maphash.MakeSeed(),
 		entries: map[string]*entry{}, policy: evict.NewS3FIFO[*entry](opts.MaxBytes, opts.MaxFiles),
 		pins: map[string]bool{}, lookups: map[string]*lookup{}, absent: absences{until: map[string]absence{}},
+		ahead: ahead{known: map[string]bool{}, absent: absences{until: map[string]absence{}}},
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	if err := c.load(); err != nil {

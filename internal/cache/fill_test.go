@@ -34,7 +34,7 @@ func TestMissThenHit(t *testing.T) {
 	if !slices.Equal(gets, []string{"d/seg 1.m4s bytes=0-10499999"}) || heads != 2 {
 		t.Errorf("the origin saw %q and %d more", gets, heads)
 	}
-	if s := r.Stats(); s.Hits != 3 || s.Misses != 1 || s.Fills != 1 || s.FillBytes != segment || s.Bytes != segment || s.Files != 2 {
+	if s := r.Stats(); s.Hits != 3 || s.Misses != 1 || s.Fills != 1 || s.OriginErrors != 0 || s.FillBytes != segment || s.Bytes != segment || s.Files != 2 {
 		t.Errorf("%+v", s)
 	}
 	r.checkAccounts()
@@ -259,6 +259,18 @@ func TestMaxRunsIsBounded(t *testing.T) {
 	all.Wait()
 	r.settled()
 	if s := r.Stats(); s.Bytes != 24<<20 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestWholeBlocks: a run that ends with its request is no failure of the origin's.
+func TestWholeBlocks(t *testing.T) {
+	r := newRig(t)
+	want := content(1, (runBlocks+2)<<20)
+	r.web.put("f", want, "1")
+	r.get("f", want)
+	r.settled()
+	if s := r.Stats(); s.OriginErrors != 0 || s.FillBytes != uint64(len(want)) {
 		t.Errorf("%+v", s)
 	}
 }

@@ -267,6 +267,7 @@ func TestCacheOrders(t *testing.T) {
 	if got := ask("POST", "/cache/verify?share=vod&prefix="); !strings.Contains(got, `"damaged":[]`) {
 		t.Errorf("verify: %s", got)
 	}
+	r.eventually("the fill has put the file down", func() bool { return strings.Contains(ask("GET", "/cache/files?share=vod"), `"users": 0`) })
 	if got := ask("POST", "/cache/evict?share=vod&prefix=b"); !strings.Contains(got, `"files": 1`) {
 		t.Errorf("evict: %s", got)
 	}

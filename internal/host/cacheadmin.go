@@ -138,6 +138,8 @@ var cacheValues = []struct {
 	{describe("cache_fills", "Fills under way, those that wait for their turn at the origin included.", "share"), prometheus.GaugeValue,
 		func(s *cache.Stats) float64 { return float64(s.Filling) }},
 	{describe("cache_fills_total", "Ranges asked from the origin.", "share"), prometheus.CounterValue, func(s *cache.Stats) float64 { return float64(s.Fills) }},
+	{describe("cache_read_ahead_total", "Files fetched before anybody has asked for them.", "share"), prometheus.CounterValue,
+		func(s *cache.Stats) float64 { return float64(s.ReadAhead) }},
 	{describe("cache_replaced_total", "Files that the origin has replaced.", "share"), prometheus.CounterValue,
 		func(s *cache.Stats) float64 { return float64(s.Replaced) }},
 	{describe("cache_fill_bytes_total", "Bytes that came from the origin.", "share"), prometheus.CounterValue,

@@ -93,7 +93,7 @@ func (d *Daemon) openFiles(s config.HostShare, maxOpenFiles int, log *slog.Logge
 	source := origin.NewSource(o, origin.Options{MaxRequests: c.MaxFills, MaxRate: int64(c.MaxRate), Timeout: c.Timeout.Value()})
 	opts := cache.Options{
 		Dir: c.Dir, MaxBytes: int64(c.MaxSize), MaxFiles: c.MaxFiles, KeepFree: int64(c.KeepFree),
-		TTL: c.TTL.Value(), NegativeTTL: c.NegativeTTL.Value(), Stale: c.Stale.Value(), MaxOpenFiles: maxOpenFiles, Log: log,
+		TTL: c.TTL.Value(), NegativeTTL: c.NegativeTTL.Value(), Stale: c.Stale.Value(), MaxOpenFiles: maxOpenFiles, Log: log, ReadAhead: c.ReadAhead,
 		Replaced: func(path string) { d.forget(s.Name, path) },
 	}
 	for _, r := range c.Rules {

@@ -34,6 +34,7 @@ func (t *table) cache(now, before *cache.Stats) {
 	row("hits", func(s *cache.Stats) uint64 { return s.Hits }, count, perSecond, ratio(now.Hits, now.Hits+now.Misses))
 	row("misses", func(s *cache.Stats) uint64 { return s.Misses }, count, perSecond)
 	row("filled", func(s *cache.Stats) uint64 { return s.FillBytes }, byteCount, bytesPerSecond, unless0(uint64(now.Filling), "under way"),
+		unless0(now.ReadAhead, "files ahead"),
 		unless0(now.FillFailures, "failed for good"), unless0(now.OriginErrors, "failed attempts"), unless0(now.Damaged, "blocks found damaged"))
 	row("lookups", func(s *cache.Stats) uint64 { return s.Lookups }, count, perSecond, unless0(now.Replaced, "replaced"), unless0(now.Stale, "stale"))
 	row("evicted", func(s *cache.Stats) uint64 { return s.Evictions }, count, perSecond, bytesUnless0(now.EvictedBytes))

@@ -61,7 +61,7 @@ func busy() (now, before host.Status) {
 			{Name: "none"},
 			{Name: "vod", OpenFiles: 3, Cache: &cache.Stats{
 				Files: 20_123, Bytes: 180_000_000_000, MaxFiles: 1_000_000, MaxBytes: 200 << 30, Pins: 2, Filling: 3,
-				Hits: 1_234_567, Misses: 12_345, Lookups: 30_000, Stale: 7, Replaced: 12, FillBytes: 300_000_000_000, FillFailures: 1, OriginErrors: 9,
+				Hits: 1_234_567, Misses: 12_345, Lookups: 30_000, Stale: 7, Replaced: 12, FillBytes: 300_000_000_000, ReadAhead: 77, FillFailures: 1, OriginErrors: 9,
 				Evictions: 4321, EvictedBytes: 120_000_000_000,
 			}},
 			{Name: "cold", Cache: &cache.Stats{MaxFiles: 10, MaxBytes: 123_456_789}},
