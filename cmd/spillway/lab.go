@@ -68,7 +68,8 @@ func (f *labFlags) options(name string, files string, out io.Writer) (lab.Option
 
 func labUpCommand() *cobra.Command {
 	var flags labFlags
-	var name, files string
+	var name, files, origin string
+	var secondGuest bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a lab, leave it running and print what to try",
@@ -81,7 +82,16 @@ namespaces of their own. It needs root, and for a VM what scripts/setup.sh insta
 			if err != nil {
 				return err
 			}
-			opts.Detached = true
+			opts.Detached, opts.SecondGuest = true, secondGuest
+			if opts.Origin = origin; origin == ownOrigin {
+				opts.Origin = lab.OwnOrigin()
+			}
+			if err := opts.Validate(); err != nil {
+				return err
+			}
+			if files == "" && origin != "" && !strings.Contains(opts.Origin, "://") {
+				files, opts.Files = origin, origin // so that all arms have the same
+			}
 			if files == "" {
 				sets, err := lab.DemoFiles(cmd.Context(), flags.cache, opts.Progress)
 				if err != nil {
@@ -106,8 +116,14 @@ namespaces of their own. It needs root, and for a VM what scripts/setup.sh insta
 	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
 	cmd.Flags().StringVar(&name, "name", "lab", "the lab's name; several can run side by side")
 	cmd.Flags().StringVar(&files, "files", "", "directory to share; default: a small data set")
+	cmd.Flags().StringVar(&origin, "origin", "", `fill the share of the offloading servers from here, into a cache on the host (docs/cache.md): a directory, a URL that the
+lab's host reaches, or "own" for the lab's bare-metal server, which has --files; default: they share --files`)
+	cmd.Flags().BoolVar(&secondGuest, "second-guest", false, "have one more guest, with one server, on the same host; netns only")
 	return cmd
 }
+
+// ownOrigin is what --origin calls the lab's bare-metal server.
+const ownOrigin = "own"
 
 // fileToTry is the path beneath dir of a regular file to try a lab with: the first in lexical order that is large enough to cause a handover, or
 // else the first.

@@ -185,7 +185,9 @@ func openShares(shares []config.ServeShare, agent *guest.Agent) (mounts []media.
 	}
 	for _, s := range shares {
 		if s.Mount == "" {
-			mounts = append(mounts, media.Mount{Prefix: s.Prefix, FS: mediafs.NewRemote(s.Name, agent, mediafs.RemoteOptions{})})
+			remote := mediafs.NewRemote(s.Name, agent, mediafs.RemoteOptions{})
+			agent.OnForget(s.Name, remote.Forget)
+			mounts = append(mounts, media.Mount{Prefix: s.Prefix, FS: remote})
 			continue
 		}
 		d, err := mediafs.NewDir(s.Name, s.Mount, mediafs.Options{})

@@ -36,6 +36,12 @@ type Options struct {
 	NegativeTTL time.Duration // for how long "not found" is believed
 	Stale       time.Duration // after its TTL, for how long a version is believed while the origin is away
 
+	// ReadAhead is how many files of a series (segment-12.m4s, segment-13.m4s …) are fetched ahead of the one that somebody begins to read. See readahead.go.
+	ReadAhead int
+
+	// Replaced is told the path of each file that the origin has replaced or removed, as soon as the cache knows. It must not wait for the cache. nil: nobody.
+	Replaced func(path string)
+
 	MaxOpenFiles int // of complete files, as in share.Options
 	Log          *slog.Logger
 	Now          func() time.Time // nil: time.Now
@@ -65,7 +71,9 @@ type Cache struct {
 	pins    map[string]bool
 	lookups map[string]*lookup
 	absent  absences
+	ahead   ahead
 	doomed  []uint64 // data files to remove when mu is released
+	news    []string // paths of which Replaced is to be told then
 }
 
 // Open opens the cache of a share, with what is in its directory from before. It owns source from now on, also after an error.
@@ -95,6 +103,7 @@ func open(name string, source *origin.Source, opts Options) (*Cache, error) {
 		name: name, opts: opts, source: source, dir: dir, seed: maphash.MakeSeed(),
 		entries: map[string]*entry{}, policy: evict.NewS3FIFO[*entry](opts.MaxBytes, opts.MaxFiles),
 		pins: map[string]bool{}, lookups: map[string]*lookup{}, absent: absences{until: map[string]absence{}},
+		ahead: ahead{known: map[string]bool{}, absent: absences{until: map[string]absence{}}},
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	if err := c.load(); err != nil {
@@ -154,14 +163,17 @@ func (c *Cache) Close() {
 
 func (c *Cache) lock() { c.mu.Lock() }
 
-// unlock releases mu, and removes the data files that became of no use.
+// unlock releases mu, removes the data files that became of no use, and tells of files that were replaced.
 func (c *Cache) unlock() {
-	doomed := c.doomed
-	c.doomed = nil
+	doomed, news := c.doomed, c.news
+	c.doomed, c.news = nil, nil
 	c.mu.Unlock()
 	for _, id := range doomed {
 		c.dir.remove(id)
 		c.files.Forget(fileName(id))
+	}
+	for _, p := range news {
+		c.opts.Replaced(p)
 	}
 }
 
@@ -200,6 +212,14 @@ func (c *Cache) insert(p string, v origin.Version, now time.Time) (*entry, error
 func (c *Cache) admit(e *entry) {
 	e.item.Value, e.item.Key = e, maphash.String(c.seed, e.path)
 	c.entries[e.path] = e
+}
+
+// outdate discards an entry that is not what the origin has any more. mu is held.
+func (c *Cache) outdate(e *entry) {
+	if !e.gone && c.opts.Replaced != nil {
+		c.news = append(c.news, e.path)
+	}
+	c.discard(e)
 }
 
 // discard takes an entry out of the cache. Who reads it goes on with what there is. mu is held.

@@ -8,7 +8,8 @@ import (
 
 // counters since the cache was opened.
 type counters struct {
-	hits, misses, lookups, stale, replaced, fills, failures, damaged, evictions, evictedBytes atomic.Uint64
+	hits, misses, lookups, stale, replaced, fills, failures, damaged, evictions, evictedBytes, readAhead atomic.Uint64
+	filling                                                                                              atomic.Int64
 }
 
 // Stats is the state of a cache, for status and metrics. Its JSON form is an interface for scripts.
@@ -18,6 +19,7 @@ type Stats struct {
 	MaxFiles int   `json:"max_files"`
 	MaxBytes int64 `json:"max_bytes"`
 	Pins     int   `json:"pins"`
+	Filling  int   `json:"filling"` // fills under way, those that wait for their turn at the origin included
 
 	Hits         uint64 `json:"hits_total"`           // files acquired of which nothing was missing
 	Misses       uint64 `json:"misses_total"`         // and others
@@ -28,6 +30,7 @@ type Stats struct {
 	FillBytes    uint64 `json:"fill_bytes_total"`     // that came from the origin
 	FillFailures uint64 `json:"fill_failures_total"`  // runs that have failed, after all attempts
 	OriginErrors uint64 `json:"origin_errors_total"`  // attempts that have failed
+	ReadAhead    uint64 `json:"read_ahead_total"`     // files fetched before anybody has asked for them
 	Damaged      uint64 `json:"damaged_blocks_total"` // blocks whose checksum was wrong
 	Evictions    uint64 `json:"evictions_total"`      // files
 	EvictedBytes uint64 `json:"evicted_bytes_total"`  //
@@ -41,10 +44,10 @@ type Stats struct {
 func (c *Cache) Stats() Stats {
 	n, f := &c.count, c.files.Stats()
 	s := Stats{
-		MaxFiles: c.opts.MaxFiles, MaxBytes: c.opts.MaxBytes,
+		MaxFiles: c.opts.MaxFiles, MaxBytes: c.opts.MaxBytes, Filling: int(n.filling.Load()),
 		Hits: n.hits.Load(), Misses: n.misses.Load(), Lookups: n.lookups.Load(), Stale: n.stale.Load(), Replaced: n.replaced.Load(),
 		Fills: n.fills.Load(), FillBytes: c.source.ReadBytes.Load(), FillFailures: n.failures.Load(), OriginErrors: c.source.Failures.Load(),
-		Damaged: n.damaged.Load(), Evictions: n.evictions.Load(), EvictedBytes: n.evictedBytes.Load(),
+		ReadAhead: n.readAhead.Load(), Damaged: n.damaged.Load(), Evictions: n.evictions.Load(), EvictedBytes: n.evictedBytes.Load(),
 		OpenFiles: f.Open, IdleFiles: f.Idle, Opens: f.Opens, Reuses: f.Reuses,
 	}
 	c.lock()

@@ -151,3 +151,6 @@ func closeFD(fd int) {
 func (e *entry) believe(now time.Time, ttl time.Duration) {
 	e.checked, e.until = now.Unix(), now.Add(ttl).UnixNano()
 }
+
+// doubt makes the next one who asks for attributes ask the origin.
+func (e *entry) doubt() { e.checked, e.until = 0, 0 }

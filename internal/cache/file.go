@@ -48,7 +48,7 @@ func (c *Cache) acquire(ctx context.Context, ref wire.FileRef, off int64) (*File
 		if asked {
 			return nil, fmt.Errorf("%w than the guest expects (%d bytes, mtime %d ns)", origin.ErrChanged, ref.Size, ref.MTime)
 		}
-		if _, err := c.stat(ctx, ref.Path); err != nil {
+		if _, err := c.stat(ctx, ref.Path, false); err != nil {
 			return nil, err
 		}
 	}
@@ -58,6 +58,7 @@ func (c *Cache) acquire(ctx context.Context, ref wire.FileRef, off int64) (*File
 func (c *Cache) countUse(e *entry, off int64) {
 	if off < blockSize {
 		c.policy.Use(&e.item)
+		c.readAhead(e.path)
 	}
 	b := int(off / blockSize)
 	if e.absent > 0 && (b >= len(e.blocks) || e.blocks[b].state == missing) {
@@ -129,7 +130,7 @@ func (f *File) Await(ctx context.Context, off int64) (int64, error) {
 	for {
 		c.lock()
 		if n := e.available(off); n > 0 {
-			c.ahead(e, int(off/blockSize))
+			c.next(e, int(off/blockSize))
 			c.unlock()
 			return n, nil
 		}
@@ -138,7 +139,7 @@ func (f *File) Await(ctx context.Context, off int64) (int64, error) {
 			c.unlock()
 			return 0, c.fail("fill", e.path, err)
 		}
-		r, err := c.want(e, int(off/blockSize))
+		r, err := c.want(e, int(off/blockSize), false)
 		if err != nil {
 			c.unlock()
 			return 0, c.fail("fill", e.path, err)

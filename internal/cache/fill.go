@@ -24,6 +24,7 @@ type run struct {
 	end     int           // behind the last block; a reader beyond it may make it shorter
 	pos     int64         // what the run has brought reaches up to here
 	changed chan struct{} // closed, and replaced, at each progress
+	early   bool          // only the read-ahead wants it: it ends where others wait for their turn at the origin
 	over    bool
 	err     error // when it is over
 }
@@ -34,8 +35,8 @@ func (r *run) wake() {
 	r.changed = make(chan struct{})
 }
 
-// want returns a run that will bring block b, one that there is or a new one. mu is held, and e has a reference.
-func (c *Cache) want(e *entry, b int) (*run, error) {
+// want returns a run that will bring block b, one that there is or a new one. early tells that nobody has asked for it yet. mu is held, and e has a reference.
+func (c *Cache) want(e *entry, b int, early bool) (*run, error) {
 	if e.gone {
 		return nil, origin.ErrChanged
 	}
@@ -44,11 +45,12 @@ func (c *Cache) want(e *entry, b int) (*run, error) {
 	}
 	if r := e.runOf(b); r != nil {
 		if b <= int(r.pos/blockSize)+nearBlocks {
+			r.early = r.early && early
 			return r, nil
 		}
 		r.end = b
 	}
-	r := &run{entry: e, first: b, end: b + 1, pos: blockStart(b), changed: make(chan struct{})}
+	r := &run{entry: e, first: b, end: b + 1, pos: blockStart(b), early: early, changed: make(chan struct{})}
 	for r.end < len(e.blocks) && r.end < b+runBlocks && e.blocks[r.end].state != verified && e.runOf(r.end) == nil {
 		r.end++
 	}
@@ -59,11 +61,14 @@ func (c *Cache) want(e *entry, b int) (*run, error) {
 	return r, nil
 }
 
-// ahead starts the next run when a reader at block b has come to the second half of what there is.
-func (c *Cache) ahead(e *entry, b int) {
+// next starts the next run when a reader at block b has come to the second half of what there is.
+func (c *Cache) next(e *entry, b int) {
+	if r := e.runOf(b); r != nil {
+		r.early = false // he needs it
+	}
 	for n := b; n <= b+aheadBlocks && n < len(e.blocks); n++ {
 		if e.blocks[n].state != verified && e.runOf(n) == nil {
-			_, _ = c.want(e, n) // who needs it finds out
+			_, _ = c.want(e, n, false) // who needs it finds out
 			return
 		}
 	}
@@ -95,10 +100,11 @@ func (c *Cache) run(r *run, d *data) {
 	r.over, r.err = true, err
 	e.runs = slices.DeleteFunc(e.runs, func(o *run) bool { return o == r })
 	if errors.Is(err, origin.ErrChanged) || errors.Is(err, fs.ErrNotExist) {
-		c.discard(e) // whoever looks for it next asks the origin
+		c.outdate(e) // whoever looks for it next asks the origin
 	}
 	r.wake()
 	fd := e.release(d)
+	c.pump()
 	c.unlock()
 	closeFD(fd)
 	if err != nil && c.ctx.Err() == nil {
@@ -176,7 +182,10 @@ func (c *Cache) fetch(r *run, d *data, b, m int) error {
 	}
 	c.unlock()
 	c.count.fills.Add(1)
+	c.count.filling.Add(1)
+	defer c.count.filling.Add(-1)
 	pos, sum := blockStart(b), uint32(0)
+	end := pos + rest
 	err := c.source.Fetch(c.ctx, e.path, e.version, pos, rest, func(p []byte) error {
 		for len(p) > 0 {
 			blockEnd := e.blockEnd(int(pos / blockSize))
@@ -194,7 +203,7 @@ func (c *Cache) fetch(r *run, d *data, b, m int) error {
 			if err := c.advance(r, d, pos, done); err != nil {
 				return err
 			}
-			if c.cutAt(r, pos) {
+			if pos < end && c.cutAt(r, pos) {
 				return errCut
 			}
 		}
@@ -213,7 +222,11 @@ func (c *Cache) fetch(r *run, d *data, b, m int) error {
 func (c *Cache) cutAt(r *run, pos int64) bool {
 	c.lock()
 	defer c.unlock()
-	return pos%blockSize == 0 && int(pos/blockSize) >= r.end
+	b := int(pos / blockSize)
+	if pos%blockSize == 0 && r.early && c.crowded() {
+		r.end = min(r.end, b)
+	}
+	return pos%blockSize == 0 && b >= r.end
 }
 
 // write writes to a data file. When the disk is full, because others fill it too, something else goes.

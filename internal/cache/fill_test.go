@@ -34,7 +34,7 @@ func TestMissThenHit(t *testing.T) {
 	if !slices.Equal(gets, []string{"d/seg 1.m4s bytes=0-10499999"}) || heads != 2 {
 		t.Errorf("the origin saw %q and %d more", gets, heads)
 	}
-	if s := r.Stats(); s.Hits != 3 || s.Misses != 1 || s.Fills != 1 || s.FillBytes != segment || s.Bytes != segment || s.Files != 2 {
+	if s := r.Stats(); s.Hits != 3 || s.Misses != 1 || s.Fills != 1 || s.OriginErrors != 0 || s.FillBytes != segment || s.Bytes != segment || s.Files != 2 {
 		t.Errorf("%+v", s)
 	}
 	r.checkAccounts()
@@ -103,9 +103,16 @@ func TestStreamsWhileItFills(t *testing.T) {
 	if got, err := r.read(f, 0, 1000); err != nil || !bytes.Equal(got, want[:1000]) {
 		t.Fatalf("%d bytes, %v", len(got), err)
 	}
+	if n := r.Stats().Filling; n != 1 {
+		t.Errorf("%d fills under way", n)
+	}
 	open()
 	if got, err := r.read(f, 0, segment); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	r.settled()
+	if n := r.Stats().Filling; n != 0 {
+		t.Errorf("%d fills under way when all is there", n)
 	}
 }
 
@@ -252,6 +259,18 @@ func TestMaxRunsIsBounded(t *testing.T) {
 	all.Wait()
 	r.settled()
 	if s := r.Stats(); s.Bytes != 24<<20 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestWholeBlocks: a run that ends with its request is no failure of the origin's.
+func TestWholeBlocks(t *testing.T) {
+	r := newRig(t)
+	want := content(1, (runBlocks+2)<<20)
+	r.web.put("f", want, "1")
+	r.get("f", want)
+	r.settled()
+	if s := r.Stats(); s.OriginErrors != 0 || s.FillBytes != uint64(len(want)) {
 		t.Errorf("%+v", s)
 	}
 }

@@ -26,7 +26,8 @@ func (e *entry) attributes() attributes { return attributes{e.version.Size, e.ti
 
 // lookup is a question to the origin that is under way.
 type lookup struct {
-	done chan struct{}
+	done  chan struct{}
+	early bool // only the read-ahead waits for it. Guarded by Cache.mu
 	// Set before done is closed.
 	attr attributes
 	err  error
@@ -35,14 +36,14 @@ type lookup struct {
 // Stat returns size and modification time (ns since 1970) of a file: those of the version that the cache has, if it is still believed, or else what the origin
 // says. ctx bounds the wait and not the question.
 func (c *Cache) Stat(ctx context.Context, p string) (size, mtimeNs int64, err error) {
-	a, err := c.stat(ctx, p)
+	a, err := c.stat(ctx, p, false)
 	if err != nil {
 		return 0, 0, c.fail("stat", p, err)
 	}
 	return a.size, a.timeNs, nil
 }
 
-func (c *Cache) stat(ctx context.Context, p string) (attributes, error) {
+func (c *Cache) stat(ctx context.Context, p string, early bool) (attributes, error) {
 	if !wire.ValidPath(p) {
 		return attributes{}, errPath
 	}
@@ -58,7 +59,7 @@ func (c *Cache) stat(ctx context.Context, p string) (attributes, error) {
 		c.unlock()
 		return attributes{}, err
 	}
-	l, err := c.ask(p)
+	l, err := c.ask(p, early)
 	var older attributes
 	var enough <-chan time.Time
 	if e != nil && c.mayBeStale(e, now) {
@@ -95,33 +96,35 @@ func (c *Cache) mayBeStale(e *entry, now time.Time) bool {
 	return now.Before(time.Unix(e.checked, 0).Add(c.ttl(e.path) + c.opts.Stale))
 }
 
-// ask asks the origin, unless somebody does already. mu is held.
-func (c *Cache) ask(p string) (*lookup, error) {
+// ask asks the origin, unless somebody does already. early tells that nobody has asked for the file yet. mu is held.
+func (c *Cache) ask(p string, early bool) (*lookup, error) {
 	if c.closed {
 		return nil, fs.ErrClosed
 	}
 	l := c.lookups[p]
 	if l == nil {
-		l = &lookup{done: make(chan struct{})}
+		l = &lookup{done: make(chan struct{}), early: early}
 		c.lookups[p] = l
 		c.count.lookups.Add(1)
 		c.running.Go(func() {
 			v, err := c.source.Stat(c.ctx, p)
-			l.attr, l.err = c.learn(p, v, err)
+			l.attr, l.err = c.learn(p, l, v, err)
 			close(l.done)
 		})
 	}
+	l.early = l.early && early
 	return l, nil
 }
 
 // learn takes an answer of the origin.
-func (c *Cache) learn(p string, v origin.Version, err error) (attributes, error) {
+func (c *Cache) learn(p string, l *lookup, v origin.Version, err error) (attributes, error) {
 	c.lock()
 	defer c.unlock()
 	delete(c.lookups, p)
 	now := c.opts.Now()
 	e := c.entries[p]
 	switch {
+	case err == nil && e != nil && e.version.Same(v) && l.early && !settled(v, now): // as much in doubt as before
 	case err == nil && e != nil && e.version.Same(v):
 		e.believe(now, c.ttl(p))
 		if e.stored && c.ttl(p) >= recordedTTL {
@@ -130,10 +133,13 @@ func (c *Cache) learn(p string, v origin.Version, err error) (attributes, error)
 	case err == nil:
 		if e != nil {
 			c.count.replaced.Add(1)
-			c.discard(e)
+			c.outdate(e)
 		}
 		if e, err = c.insert(p, v, now); err != nil {
 			return attributes{}, err
+		}
+		if l.early && !settled(v, now) {
+			e.doubt()
 		}
 	case origin.Away(err) && e != nil && c.mayBeStale(e, now):
 		c.count.stale.Add(1)
@@ -142,12 +148,16 @@ func (c *Cache) learn(p string, v origin.Version, err error) (attributes, error)
 		ttl := c.opts.NegativeTTL
 		if errors.Is(err, fs.ErrNotExist) {
 			if e != nil {
-				c.discard(e)
+				c.outdate(e)
 			}
 		} else {
 			ttl = min(ttl, awayTTL)
 		}
-		c.absent.put(p, absence{err, now.Add(ttl)})
+		if l.early {
+			c.ahead.absent.put(p, absence{err, now.Add(ttl)})
+		} else {
+			c.absent.put(p, absence{err, now.Add(ttl)})
+		}
 		return attributes{}, err
 	}
 	c.absent.remove(p)

@@ -81,7 +81,7 @@ func (c *Cache) File(p string) (FileStatus, bool) {
 
 // Warm brings all of a file into the cache. progress is told the bytes that are there.
 func (c *Cache) Warm(ctx context.Context, p string, progress func(done, total int64)) error {
-	a, err := c.stat(ctx, p)
+	a, err := c.stat(ctx, p, false)
 	if err != nil {
 		return c.fail("warm", p, err)
 	}

@@ -78,6 +78,63 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
+// TestReplacedIsTold: of what the origin has replaced or removed, and of nothing else.
+func TestReplacedIsTold(t *testing.T) {
+	told := make(chan string, 8)
+	r := newRig(t, func(o *Options) { o.Replaced = func(p string) { told <- p } })
+	expect := func(what string, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			select {
+			case got := <-told:
+				if got != w {
+					t.Errorf("%s: told of %q, want %q", what, got, w)
+				}
+			case <-time.After(patience):
+				t.Fatalf("%s: nobody is told of %q", what, w)
+			}
+		}
+		select {
+		case got := <-told:
+			t.Errorf("%s: told of %q too", what, got)
+		default:
+		}
+	}
+	for _, name := range []string{"a.mpd", "b.mpd", "c.mpd"} {
+		r.web.put(name, []byte("1"), "1")
+		r.get(name, []byte("1"))
+	}
+	r.web.put("a.mpd", []byte("2"), "2")
+	expect("nobody has asked")
+	r.clock.pass(3 * time.Second)
+	r.get("a.mpd", []byte("2"))
+	expect("replaced", "a.mpd")
+	r.get("b.mpd", []byte("1"))
+	r.web.remove("c.mpd")
+	if _, _, err := r.Stat(t.Context(), "c.mpd"); !errors.Is(err, wire.ReasonNotFound) {
+		t.Error(err)
+	}
+	expect("removed", "c.mpd")
+	if done := r.Evict("", true); done.Files != 2 {
+		t.Errorf("%+v", done)
+	}
+	expect("evicted, which changes no version")
+
+	large := content(1, 40<<20)
+	r.web.put("f", large, "1")
+	f := r.acquire(r.ref("f"))
+	defer f.Release()
+	if _, err := r.read(f, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	r.settled()
+	r.web.put("f", large, "2")
+	if _, err := r.read(f, 30<<20, 1); err == nil {
+		t.Error("bytes of a version that is not there any more")
+	}
+	expect("found by a fill", "f")
+}
+
 // TestNoBlend replaces a file all the time while clients read it, and evicts it too. Every block that comes is of the version that was asked for.
 func TestNoBlend(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.TTL, o.MaxBytes = 0, 6<<20 })

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// ShareCache says how a share is kept that is filled from an origin. docs/cache.md tells what the numbers mean. A zero is the default, but for KeepFree, Stale and MaxRate.
+// ShareCache says how a share is kept that is filled from an origin. docs/cache.md tells what the numbers mean. A zero is the default, but for KeepFree, Stale, MaxRate and ReadAhead.
 type ShareCache struct {
 	Dir         string      `toml:"dir"`
 	MaxSize     Size        `toml:"max_size"`
@@ -19,6 +19,7 @@ type ShareCache struct {
 	MaxFills    int         `toml:"max_fills"`   // at a time
 	MaxRate     Size        `toml:"max_rate"`    // bytes a second
 	MaxLookups  int         `toml:"max_lookups"` // names that the cache does not know, a second, for each VM
+	ReadAhead   int         `toml:"read_ahead"`  // files of a series
 	IgnoreETag  bool        `toml:"ignore_etag"`
 	Rules       []CacheRule `toml:"rule"`
 }
@@ -51,6 +52,9 @@ func (c ShareCache) WithDefaults() ShareCache {
 	}
 	return c
 }
+
+// maxReadAhead is as many files as a client that streams is ever ahead of itself: minutes.
+const maxReadAhead = 32
 
 // originForms are how origins are written.
 var originForms = []string{"/", "file:///", "http://", "https://", "s3://"}
@@ -85,6 +89,12 @@ func (c ShareCache) validate(p *problems, key string) {
 		if n < 0 {
 			p.add(key+"."+name, "it is negative; use a positive one, or leave it out")
 		}
+	}
+	switch {
+	case c.ReadAhead < 0 || c.ReadAhead > maxReadAhead:
+		p.add(key+".read_ahead", "%d is not possible; use 0 for none, to %d", c.ReadAhead, maxReadAhead)
+	case c.ReadAhead > 0 && c.MaxFills == 1:
+		p.add(key+".read_ahead", "with max_fills = 1 there would be none, as one request is left for who asks; raise max_fills, or leave read_ahead out")
 	}
 	for _, r := range c.Rules {
 		if _, err := path.Match(r.Pattern, ""); err != nil || r.Pattern == "" || r.TTL < 0 {

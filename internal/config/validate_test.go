@@ -38,6 +38,22 @@ func checkFindings(t *testing.T, name string, err error, key, word string) {
 	}
 }
 
+// TestReadAheadValidate: what could never be is told.
+func TestReadAheadValidate(t *testing.T) {
+	for _, test := range []struct {
+		readAhead, maxFills int
+		word                string // "": it is possible
+	}{{0, 1, ""}, {4, 0, ""}, {32, 2, ""}, {33, 0, "to 32"}, {-1, 0, "0 for none"}, {1, 1, "raise max_fills"}} {
+		var p problems
+		ShareCache{Dir: "/var/cache/vod", MaxSize: 1 << 20, ReadAhead: test.readAhead, MaxFills: test.maxFills}.validate(&p, "cache")
+		if err := p.join(); test.word != "" {
+			checkFindings(t, "read_ahead", err, "cache.read_ahead", test.word)
+		} else if err != nil {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+}
+
 func TestHostValidate(t *testing.T) {
 	addr := netip.MustParseAddr
 	for _, test := range []struct {

@@ -37,9 +37,10 @@ type Agent struct {
 	handovers, handbacks loglimit.Limiter
 
 	mu      sync.Mutex
-	links   []*link       // none: the host is away
-	arrival chan struct{} // not nil: this VM moves; closed when the next session begins
-	moves   uint64        // that have ended so
+	links   []*link                        // none: the host is away
+	arrival chan struct{}                  // not nil: this VM moves; closed when the next session begins
+	moves   uint64                         // that have ended so
+	keepers map[string][]func(path string) // by share; see OnForget
 	lastID  uint32
 }
 

@@ -139,6 +139,32 @@ func (l *link) gone(reason wire.Reason) error {
 	return reason
 }
 
+// OnForget calls f for each file of a share of which the host says that it was replaced or is gone. f must not wait for the agent. It may come late, or not at
+// all: who keeps attributes asks again after a while nevertheless.
+func (a *Agent) OnForget(share string, f func(path string)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.keepers == nil {
+		a.keepers = map[string][]func(string){}
+	}
+	a.keepers[share] = append(a.keepers[share], f)
+}
+
+// forget is the event of FORGET.
+func (a *Agent) forget(payload []byte) error {
+	m, err := wire.ParseForget(payload)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	keepers := a.keepers[m.Share] // only ever appended to
+	a.mu.Unlock()
+	for _, f := range keepers {
+		f(m.Path)
+	}
+	return nil
+}
+
 // answer is the event of ATTR and BYTES.
 func (l *link) answer(head wire.Header, payload []byte) error {
 	var answer fileAnswer

@@ -84,6 +84,30 @@ func TestFileRequestsEnd(t *testing.T) {
 	wait.Wait()
 }
 
+// TestForget: whoever keeps something of a share hears what the host says of its files.
+func TestForget(t *testing.T) {
+	r := newRig(t, Policy{Mode: Off})
+	told := make(chan string, 8)
+	for _, share := range []string{"media", "vod"} {
+		r.agent.OnForget(share, func(path string) { told <- share + " " + path })
+	}
+	s := r.script()
+	s.say(0, 0, wire.Forget{Share: "vod", Path: "a/b"})
+	s.say(0, 0, wire.Forget{Share: "unknown", Path: "c"})
+	s.say(0, 0, wire.Forget{Share: "media", Path: "d"})
+	for _, want := range []string{"vod a/b", "media d"} {
+		select {
+		case got := <-told:
+			if got != want {
+				t.Errorf("told %q, want %q", got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("not told %q", want)
+		}
+	}
+	s.lives()
+}
+
 func TestAdmin(t *testing.T) {
 	r := newRig(t, Policy{Mode: Lease})
 	r.agent.Stats().count(func(c *Counts) { c.Sends = 7 })

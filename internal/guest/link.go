@@ -44,6 +44,8 @@ func (l *link) Frame(head wire.Header, payload []byte) error {
 		return nil
 	case wire.TypeAttr, wire.TypeBytes:
 		return l.answer(head, payload)
+	case wire.TypeForget:
+		return l.agent.forget(payload)
 	}
 	l.agent.mu.Lock()
 	c := l.leases[head.ID]

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -15,11 +16,35 @@ import (
 	"spillway/internal/wire"
 )
 
-// originServer serves "big" and, after a gate is opened, "slow".
+// originServer serves "big" and, after a gate is opened, "slow", and the rest of "half".
 type originServer struct {
 	*httptest.Server
 	gate chan struct{}
 	gets atomic.Int64
+	etag atomic.Int64
+}
+
+// halfway is how many bytes of "half" come at first.
+const halfway = 300_000
+
+// halting writes so many bytes, and waits before the next ones.
+type halting struct {
+	http.ResponseWriter
+	left int
+	wait func()
+}
+
+func (h *halting) Write(p []byte) (int, error) {
+	first := min(h.left, len(p))
+	n, err := h.ResponseWriter.Write(p[:first])
+	if h.left -= n; err != nil || n == len(p) {
+		return n, err
+	}
+	_ = http.NewResponseController(h.ResponseWriter).Flush()
+	h.wait()
+	m, err := h.ResponseWriter.Write(p[n:])
+	h.left = len(p) // no more waits
+	return n + m, err
 }
 
 // newCacheRig is a rig whose share "vod" comes from a real HTTP server.
@@ -36,11 +61,18 @@ func newCacheRig(t *testing.T) (*rig, *originServer) {
 			case <-o.gate:
 			case <-req.Context().Done():
 			}
-		case req.URL.Path != "/big" && req.URL.Path != "/slow":
+		case req.URL.Path == "/half" && req.Method == http.MethodGet:
+			w = &halting{w, halfway, func() {
+				select {
+				case <-o.gate:
+				case <-req.Context().Done():
+				}
+			}}
+		case req.URL.Path != "/big" && req.URL.Path != "/slow" && req.URL.Path != "/half" && req.URL.Path != "/brief":
 			http.NotFound(w, req)
 			return
 		}
-		w.Header().Set("ETag", `"1"`)
+		w.Header().Set("ETag", fmt.Sprintf(`"%d"`, o.etag.Load()))
 		http.ServeContent(w, req, "", time.Unix(1e9, 0), bytes.NewReader(r.big))
 	}))
 	t.Cleanup(o.Close)
@@ -55,6 +87,7 @@ func newCacheRig(t *testing.T) (*rig, *originServer) {
 		r = made
 		made.cfg.Shares = append(made.cfg.Shares, config.HostShare{Name: "vod", Origin: o.URL, Cache: config.ShareCache{
 			Dir: filepath.Join(t.TempDir(), "vod"), MaxSize: 64 << 20, MaxLookups: 50,
+			Rules: []config.CacheRule{{Pattern: "brief", TTL: config.Duration(time.Nanosecond)}},
 		}})
 		for i := range made.cfg.VMs {
 			made.cfg.VMs[i].Shares = append(made.cfg.VMs[i].Shares, "vod")
@@ -151,6 +184,46 @@ func TestGuestAsksForManyNames(t *testing.T) {
 	}
 }
 
+// TestForgetReplaced: all guests hear of a file that one of them has found to be replaced.
+func TestForgetReplaced(t *testing.T) {
+	r, o := newCacheRig(t)
+	one, two := r.guest(0), r.guest(1)
+	older := vod(one, 20, "brief")
+	if again := vod(two, 20, "brief"); again != older {
+		t.Errorf("%+v and %+v", older, again)
+	}
+	o.etag.Add(1)
+	if newer := vod(one, 21, "brief"); newer == older {
+		t.Error("the origin has replaced it, and the cache does not see it")
+	}
+	for _, g := range []*fakeGuest{one, two} {
+		if m, _ := expect[wire.Forget](g, 0); m.Share != "vod" || m.Path != "brief" {
+			t.Errorf("FORGET %+v", m)
+		}
+	}
+	vod(two, 21, "big")
+	select {
+	case got := <-two.of(0):
+		t.Errorf("%+v too", got.message)
+	default:
+	}
+}
+
+// TestManyForgets: they take neither memory without end, nor the place of what the guest asks.
+func TestManyForgets(t *testing.T) {
+	d := &desk{workers: maxRequests} // of which none is there
+	d.work.L = &d.mu
+	for range 10 * maxDeskEntries {
+		d.forget("vod", "f")
+	}
+	if len(d.entries) != maxForgets {
+		t.Errorf("%d wait, want %d", len(d.entries), maxForgets)
+	}
+	if err := d.add(entry{kind: wire.TypeStat}); err != nil || d.entries[maxForgets].reason != wire.ReasonOK {
+		t.Errorf("a STAT: %v", err)
+	}
+}
+
 // TestStopWhileOriginIsSilent: a lease that waits for an origin does not keep the daemon from stopping, nor a session from ending.
 func TestStopWhileOriginIsSilent(t *testing.T) {
 	r, o := newCacheRig(t)
@@ -194,6 +267,7 @@ func TestCacheOrders(t *testing.T) {
 	if got := ask("POST", "/cache/verify?share=vod&prefix="); !strings.Contains(got, `"damaged":[]`) {
 		t.Errorf("verify: %s", got)
 	}
+	r.eventually("the fill has put the file down", func() bool { return strings.Contains(ask("GET", "/cache/files?share=vod"), `"users": 0`) })
 	if got := ask("POST", "/cache/evict?share=vod&prefix=b"); !strings.Contains(got, `"files": 1`) {
 		t.Errorf("evict: %s", got)
 	}

@@ -76,7 +76,7 @@ func newDaemon(cfg config.Host, logger *slog.Logger, env environment) (*Daemon, 
 	}
 	for _, s := range cfg.Shares {
 		// Twice, so that a VM that uses all that it may does not keep the others from their files, and idle ones stay open.
-		opened, err := openFiles(s, max(2*maxFiles, share.DefaultMaxOpenFiles), logger)
+		opened, err := d.openFiles(s, max(2*maxFiles, share.DefaultMaxOpenFiles), logger)
 		if err != nil {
 			d.Close()
 			return nil, err

@@ -13,16 +13,17 @@ import (
 const (
 	deskWorkers    = 2    // so that one read from a slow disk does not hold up the other requests
 	maxRequests    = 64   // STAT and READ; more are answered with the reason limit
+	maxForgets     = 64   // FORGET; more are left out (docs/wire.md)
 	maxDeskEntries = 1024 // everything; more is a flood, which ends the session
 )
 
 // entry is one thing to answer.
 type entry struct {
-	kind   wire.Type  // STAT, READ, HANDOVER (refused) or DRAIN
+	kind   wire.Type  // STAT, READ, HANDOVER (refused), DRAIN or FORGET
 	flags  wire.Flags // of a DRAIN
 	id     uint32
 	reason wire.Reason // the answer if it is known already
-	read   wire.Read   // of a STAT, only share and path
+	read   wire.Read   // of a STAT and a FORGET, only share and path
 }
 
 // desk answers for the handler, which must not wait: neither for a disk, nor for a guest that takes no answers.
@@ -38,6 +39,7 @@ type desk struct {
 	idle    int // of these, how many have nothing to do
 	entries []entry
 	waiting int // STATs and READs among them
+	forgets int // FORGETs among them
 	closed  bool
 }
 
@@ -76,11 +78,24 @@ func (d *desk) refuse(id uint32, reason wire.Reason) error {
 // drain tells the guest that the daemon is stopping, or that the VM moves.
 func (d *desk) drain(flags wire.Flags) { _ = d.add(entry{kind: wire.TypeDrain, flags: flags}) }
 
+// forget tells the guest that a file was replaced, if not too much else is to be told.
+func (d *desk) forget(share, path string) {
+	e := entry{kind: wire.TypeForget}
+	e.read.File.Share, e.read.File.Path = share, path
+	_ = d.add(e)
+}
+
 func (d *desk) add(e entry) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.entries) >= maxDeskEntries {
 		return breach("%d requests wait for an answer", len(d.entries))
+	}
+	if e.kind == wire.TypeForget {
+		if d.forgets >= maxForgets || d.closed {
+			return nil
+		}
+		d.forgets++
 	}
 	if e.kind == wire.TypeStat || e.kind == wire.TypeRead {
 		if d.waiting >= maxRequests {
@@ -117,11 +132,14 @@ func (d *desk) run() {
 			return
 		}
 		d.answer(e)
-		if e.reason == wire.ReasonOK && e.kind != wire.TypeDrain {
-			d.mu.Lock()
+		d.mu.Lock()
+		switch {
+		case e.kind == wire.TypeForget:
+			d.forgets--
+		case e.reason == wire.ReasonOK && e.kind != wire.TypeDrain:
 			d.waiting--
-			d.mu.Unlock()
 		}
+		d.mu.Unlock()
 	}
 }
 
@@ -150,6 +168,8 @@ func (d *desk) answer(e entry) {
 	switch e.kind {
 	case wire.TypeDrain:
 		_ = send(h, 0, e.flags, wire.Drain{})
+	case wire.TypeForget:
+		_ = send(h, 0, 0, wire.Forget{Share: e.read.File.Share, Path: e.read.File.Path})
 	case wire.TypeHandover:
 		_ = send(h, e.id, 0, wire.Refused{Reason: e.reason})
 	case wire.TypeStat:

@@ -77,7 +77,7 @@ func (c cacheFiles) stats() share.Stats {
 }
 
 // openFiles opens a share.
-func openFiles(s config.HostShare, maxOpenFiles int, log *slog.Logger) (files, error) {
+func (d *Daemon) openFiles(s config.HostShare, maxOpenFiles int, log *slog.Logger) (files, error) {
 	if s.Origin == "" {
 		opened, err := share.Open(s.Name, s.Path, share.Options{MaxOpenFiles: maxOpenFiles})
 		if err != nil {
@@ -93,7 +93,8 @@ func openFiles(s config.HostShare, maxOpenFiles int, log *slog.Logger) (files, e
 	source := origin.NewSource(o, origin.Options{MaxRequests: c.MaxFills, MaxRate: int64(c.MaxRate), Timeout: c.Timeout.Value()})
 	opts := cache.Options{
 		Dir: c.Dir, MaxBytes: int64(c.MaxSize), MaxFiles: c.MaxFiles, KeepFree: int64(c.KeepFree),
-		TTL: c.TTL.Value(), NegativeTTL: c.NegativeTTL.Value(), Stale: c.Stale.Value(), MaxOpenFiles: maxOpenFiles, Log: log,
+		TTL: c.TTL.Value(), NegativeTTL: c.NegativeTTL.Value(), Stale: c.Stale.Value(), MaxOpenFiles: maxOpenFiles, Log: log, ReadAhead: c.ReadAhead,
+		Replaced: func(path string) { d.forget(s.Name, path) },
 	}
 	for _, r := range c.Rules {
 		opts.Rules = append(opts.Rules, cache.Rule{Pattern: r.Pattern, TTL: r.TTL.Value()})
@@ -117,6 +118,20 @@ type vmShare struct {
 func newVMShare(f files, c config.ShareCache) vmShare {
 	n := c.WithDefaults().MaxLookups
 	return vmShare{f, rate.NewLimiter(rate.Limit(n), n)}
+}
+
+// forget tells the guests that may name a share that a file of it is another one now.
+func (d *Daemon) forget(share, path string) {
+	for _, v := range d.vms { // complete before the first guest can ask for anything
+		if _, ok := v.shares[share]; !ok {
+			continue
+		}
+		v.mu.Lock()
+		for h := range v.handlers {
+			h.desk.forget(share, path)
+		}
+		v.mu.Unlock()
+	}
 }
 
 // patience bounds the wait for a share's origin, where it has one.

@@ -6,6 +6,9 @@
 //
 // A link with a delay replaces the veth pair to the client by the two TUN devices of a delay line, under the same names and addresses.
 //
+// With Options.SecondGuest there is one more guest, a namespace at 10.87.1.2, with one server. With Options.Origin the offloading servers' share is one that the
+// daemon fills from an origin (docs/cache.md), and not the directory.
+//
 // Everything runs as real processes of the spillway binary: the host daemon and a bare-metal media server in the host's namespace, and in the guest one
 // media server for each way to serve, on a port of its own. Names carry the lab's, so that labs of several checkouts stand
 // side by side; all state is below one directory, from which Down finds everything again.
@@ -28,12 +31,18 @@ var (
 	gateway6    = netip.MustParsePrefix("fd87::1/64")
 	guestAddr4  = netip.MustParsePrefix("10.87.0.2/24")
 	guestAddr6  = netip.MustParsePrefix("fd87::2/64")
+
+	secondGateway4 = netip.MustParsePrefix("10.87.1.1/24")
+	secondGateway6 = netip.MustParsePrefix("fd87:0:0:1::1/64")
+	secondAddr4    = netip.MustParsePrefix("10.87.1.2/24")
+	secondAddr6    = netip.MustParsePrefix("fd87:0:0:1::2/64")
 )
 
 // Links of the host's namespace; the other end of each is eth0.
 const (
 	clientLink = "client0"
 	guestLink  = "guest0"
+	secondLink = "guest1"
 	peerLink   = "eth0"
 )
 
@@ -41,11 +50,13 @@ const (
 const (
 	clientLinkIndex = 10
 	guestLinkIndex  = 11
+	secondLinkIndex = 12
 )
 
 // Names inside the lab.
 const (
 	vmName    = "vm0"
+	secondVM  = "vm1"
 	shareName = "media"
 	urlPrefix = "/media/"
 )
@@ -64,6 +75,8 @@ const (
 	VMCold Arm = "vm-cold"
 	// VMTmpfs is VM, with a copy of the files in the guest's memory. Only a lab that was made with Options.InMemory has it.
 	VMTmpfs Arm = "vm-tmpfs"
+	// Second is Lease in the second guest, of a lab that was made with Options.SecondGuest.
+	Second Arm = "second"
 )
 
 // Arms in the order of the tables.
@@ -88,28 +101,42 @@ func (o Options) servers() []Arm {
 	if o.Peers {
 		arms = append(arms, NginxHost, NginxVM)
 	}
+	if o.SecondGuest {
+		arms = append(arms, Second)
+	}
 	return arms
 }
 
 // offloads tells whether an arm uses the host daemon.
-func (a Arm) offloads() bool { return a == Offload || a == Lease }
+func (a Arm) offloads() bool { return a == Offload || a == Lease || a == Second }
 
 // Ports of an arm's server.
 func (a Arm) port() uint16 {
 	return map[Arm]uint16{
-		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084,
+		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, Second: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084,
 	}[a]
 }
 
 func (a Arm) adminPort() uint16 { return a.port() + 1000 }
 
-// channelArms have channels.
+// channelArms of the first guest have channels.
 var channelArms = []Arm{Offload, Lease}
+
+// mode of an offloading arm's server.
+func (a Arm) mode() string {
+	if a == Second {
+		return string(Lease)
+	}
+	return string(a)
+}
 
 // addr is where an arm's server listens.
 func (a Arm) addr() netip.Addr {
-	if a == Baremetal || a == NginxHost {
+	switch a {
+	case Baremetal, NginxHost:
 		return hostAddr4.Addr()
+	case Second:
+		return secondAddr4.Addr()
 	}
 	return guestAddr4.Addr()
 }

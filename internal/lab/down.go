@@ -20,7 +20,9 @@ import (
 var ErrNoLab = errors.New("no such lab")
 
 // roles are the namespaces that a lab may have.
-var roles = append([]string{"client", "host", "guest"}, segmentRoles...)
+var roles = append([]string{"client", "host", "guest", secondRole}, segmentRoles...)
+
+const secondRole = "guest2"
 
 // Down removes a lab that an earlier process made, whatever is left of it. say is told each thing that was found and removed.
 func Down(ctx context.Context, name string, say func(string)) error {
@@ -66,7 +68,8 @@ func down(ctx context.Context, name, dir string, say func(string)) error {
 // stopDaemons ends the daemons that a lab's state names, the host daemon last.
 func stopDaemons(s state, dir string, say func(string)) error {
 	var errs []error
-	for _, name := range append([]string{"baremetal", "vm", "offload", "lease", string(NginxHost), string(NginxVM), hostProcess, linkProcess}, segmentRoles...) {
+	servers := []string{"baremetal", "vm", "offload", "lease", "second", string(NginxHost), string(NginxVM)}
+	for _, name := range slices.Concat(servers, []string{hostProcess, linkProcess}, segmentRoles) {
 		pid, ok := s.Processes[name]
 		if !ok || !isDaemon(pid, dir, s.Binary) {
 			continue

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"spillway/internal/config"
@@ -41,6 +41,10 @@ type Options struct {
 	MaxLeases int              // that the guest may have; 0: the daemon's default
 	Link      Link             // between client and host
 	InMemory  bool             // there is an arm VMTmpfs; QEMU only
+	// Origin is where the daemon fills the share of the offloading servers from: a directory, or an address that the lab's host reaches, such as OwnOrigin.
+	// Empty: the share is Files. The other arms serve Files all the same.
+	Origin      string
+	SecondGuest bool // there is an arm Second; NetNS only
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process
@@ -55,6 +59,7 @@ type Lab struct {
 	Options
 	Dir                 string // state, logs and sockets
 	Client, Host, Guest *netns.Namespace
+	SecondGuestNS       *netns.Namespace // nil: there is none
 
 	owner   *owner // nil: the lab is up and meant to outlive this process
 	daemons map[string]*process
@@ -101,6 +106,9 @@ func (o Options) Validate() error {
 	if o.InMemory && o.VM != QEMU {
 		return fmt.Errorf("arm %s: it needs a guest with memory of its own; use qemu", VMTmpfs)
 	}
+	if o.SecondGuest && o.VM != NetNS {
+		return fmt.Errorf("arm %s: a second guest is a namespace; use netns", Second)
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("a lab needs root: it makes network namespaces")
 	}
@@ -141,6 +149,11 @@ func prepare(ctx context.Context, opts Options) (*Lab, error) {
 	if opts.Files, err = filepath.Abs(opts.Files); err != nil {
 		return nil, err
 	}
+	if opts.Origin != "" && !strings.Contains(opts.Origin, "://") {
+		if opts.Origin, err = filepath.Abs(opts.Origin); err != nil {
+			return nil, err
+		}
+	}
 	opts.Link = opts.Link.seeded()
 	l := &Lab{Options: opts, Dir: filepath.Join(StateRoot, opts.Name), daemons: map[string]*process{}}
 	if l.owner, err = thisProcess(); err != nil {
@@ -170,82 +183,6 @@ func (l *Lab) makeDir(ctx context.Context) error {
 	}
 	return nil
 }
-
-// topology makes the namespaces and the links between them.
-func (l *Lab) topology() (err error) {
-	l.Progress("network namespaces")
-	for _, n := range []struct {
-		into **netns.Namespace
-		role string
-	}{{&l.Client, "client"}, {&l.Host, "host"}, {&l.Guest, "guest"}} {
-		if n.role == "guest" && l.VM == QEMU {
-			continue
-		}
-		if *n.into, err = netns.Named(namespaceName(l.Name, n.role)); err != nil {
-			return err
-		}
-		// The default of a new namespace is the machine's, which a lab must not depend on.
-		for _, which := range []string{"all", "default"} {
-			if err := (*n.into).Sysctl("net/ipv4/conf/"+which+"/rp_filter", "0"); err != nil {
-				return err
-			}
-		}
-	}
-	steps := []func() error{
-		func() error { return l.Host.Sysctl("net/ipv4/ip_forward", "1") },
-		func() error { return l.Host.Sysctl("net/ipv6/conf/all/forwarding", "1") },
-		l.clientLink,
-		func() error { return l.Host.Addresses(clientLink, hostAddr4, hostAddr6) },
-		func() error { return l.Client.Addresses(peerLink, clientAddr4, clientAddr6) },
-		func() error { return l.Client.DefaultRoutes(hostAddr4.Addr(), hostAddr6.Addr()) },
-		l.guestLink,
-		func() error { return l.Host.Addresses(guestLink, gateway4, gateway6) },
-		l.congestion,
-	}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// guestLink makes the link to the guest; a VM's other end is set up by its init.
-func (l *Lab) guestLink() error {
-	if l.VM == QEMU {
-		return l.Host.Tap(guestLink)
-	}
-	return errors.Join(
-		l.Host.Veth(guestLink, guestLinkIndex, l.Guest, peerLink),
-		l.Guest.Addresses(peerLink, guestAddr4, guestAddr6),
-		l.Guest.DefaultRoutes(gateway4.Addr(), gateway6.Addr()),
-	)
-}
-
-// namespaces are those of the lab that there are, by role.
-func (l *Lab) namespaces() map[string]*netns.Namespace {
-	all := map[string]*netns.Namespace{"client": l.Client, "host": l.Host, "guest": l.Guest}
-	maps.DeleteFunc(all, func(_ string, ns *netns.Namespace) bool { return ns == nil })
-	return all
-}
-
-// congestion sets the congestion control of host and guest; a VM's init does it there.
-func (l *Lab) congestion() error {
-	if l.Congestion == "" {
-		return nil
-	}
-	for _, ns := range []*netns.Namespace{l.Host, l.Guest} {
-		if ns == nil {
-			continue
-		}
-		if err := ns.Congestion(l.Congestion, clientAddr4.Addr(), clientAddr6.Addr()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func namespaceName(lab, role string) string { return "spw-" + lab + "-" + role }
 
 // startAll starts the daemons and the guest.
 func (l *Lab) startAll(ctx context.Context) error {

@@ -54,6 +54,7 @@ func TestOptions(t *testing.T) {
 		{Options{Name: "-x", VM: NetNS}, "lab name"},
 		{Options{Name: strings.Repeat("x", 21), VM: NetNS}, "lab name"},
 		{Options{Name: labName(), VM: "xen"}, "use qemu or netns"},
+		{Options{Name: labName(), VM: QEMU, SecondGuest: true}, "a second guest is a namespace"},
 		{Options{Name: labName(), VM: QEMU, Cache: "/no/such/cache"}, "scripts/setup.sh /no/such/cache"},
 	} {
 		l, err := Up(t.Context(), c.opts)
@@ -73,7 +74,7 @@ func TestOptions(t *testing.T) {
 
 func TestArms(t *testing.T) {
 	seen := map[string]Arm{}
-	for _, a := range append(Arms(), NginxHost, NginxVM, VMTmpfs) {
+	for _, a := range append(Arms(), NginxHost, NginxVM, VMTmpfs, Second) {
 		for _, port := range []uint16{a.port(), a.adminPort()} {
 			at := fmt.Sprintf("%v:%d", a.addr(), port)
 			if other, ok := seen[at]; ok || port == 0 {

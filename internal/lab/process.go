@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,7 +42,7 @@ func (l *Lab) startCommand(name string, ns *netns.Namespace, cmd *exec.Cmd, orph
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
-	if ns == l.Guest {
+	if ns == l.Guest || ns == l.SecondGuestNS {
 		cmd.Env = append(os.Environ(), l.guestEnv())
 	}
 	// A group of its own: an interrupt typed at the terminal is for the lab's owner.
@@ -162,17 +163,43 @@ func (l *Lab) hostConfig() string {
 	return fmt.Sprintf(`# The host daemon of lab %s.
 admin = %q
 %s
-[[share]]
-name = %q
-path = %q
-
+%s
 [[vm]]
 name = %q
 channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-%s`, l.Name, l.adminSocket(), busyPoll, shareName, l.Files, vmName, strings.Join(channels, ", "),
-		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits)
+%s%s`, l.Name, l.adminSocket(), busyPoll, l.shareConfig(), vmName, strings.Join(channels, ", "),
+		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits, l.secondVMConfig())
+}
+
+// cacheSize is the budget of a lab's cache.
+const cacheSize = "1GiB"
+
+// shareConfig is the share of the offloading servers.
+func (l *Lab) shareConfig() string {
+	if l.Origin == "" {
+		return fmt.Sprintf("[[share]]\nname = %q\npath = %q\n", shareName, l.Files)
+	}
+	return fmt.Sprintf("[[share]]\nname = %q\norigin = %q\n[share.cache]\ndir = %q\nmax_size = %q\n", shareName, l.Origin, filepath.Join(l.Dir, "cache"), cacheSize)
+}
+
+func (l *Lab) secondVMConfig() string {
+	if !l.SecondGuest {
+		return ""
+	}
+	return fmt.Sprintf(`
+[[vm]]
+name = %q
+channels = [%q]
+addresses = ["%s", "%s"]
+shares = [%q]
+`, secondVM, "unix:"+l.channelSocket(Second, 0), secondAddr4.Addr(), secondAddr6.Addr(), shareName)
+}
+
+// OwnOrigin is the bare-metal server as an origin: it serves Files to the daemon, which is in its namespace.
+func OwnOrigin() string {
+	return "http://" + netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), Baremetal.port()).String() + urlPrefix
 }
 
 // adminName is the name of a host daemon's admin socket in its directory.
@@ -190,8 +217,11 @@ func (l *Lab) StopHost(sig syscall.Signal) error { return l.signal(hostProcess, 
 // StartServer starts an arm's media server in a namespace.
 func (l *Lab) StartServer(arm Arm) error {
 	ns := l.Guest
-	if arm == Baremetal {
+	switch arm {
+	case Baremetal:
 		ns = l.Host
+	case Second:
+		ns = l.SecondGuestNS
 	}
 	return l.startProcess(string(arm), ns, nil, l.serveArgs(arm, func(i int) string { return "unix:" + l.channelSocket(arm, i) }, l.Files)...)
 }
@@ -210,6 +240,13 @@ func (l *Lab) busyPoll() *time.Duration {
 
 // serveArgs are the arguments of an arm's media server, whose channels have these addresses.
 func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []string {
+	channels := l.CPUs
+	if arm == Second {
+		channels = 1
+	}
+	if l.Origin != "" && arm.offloads() {
+		mount = "" // the daemon alone has the files
+	}
 	args := []string{
 		"serve",
 		"--listen", fmt.Sprintf(":%d", arm.port()),
@@ -219,8 +256,8 @@ func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []str
 	if !arm.offloads() {
 		return append(args, "--mode", string(config.ModeOff))
 	}
-	args = append(args, "--mode", string(arm), "--threshold", l.Threshold.String())
-	for i := range l.CPUs {
+	args = append(args, "--mode", arm.mode(), "--threshold", l.Threshold.String())
+	for i := range channels {
 		args = append(args, "--channel", channel(i))
 	}
 	if d := l.busyPoll(); d != nil {
@@ -254,7 +291,7 @@ func (l *Lab) Down() error {
 			errs = append(errs, l.signal(name, syscall.SIGTERM))
 		}
 	}
-	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest} {
+	for _, ns := range []*netns.Namespace{l.Client, l.Host, l.Guest, l.SecondGuestNS} {
 		if ns != nil {
 			errs = append(errs, netns.Delete(ns.Name), ns.Close())
 		}

@@ -69,6 +69,9 @@ func UpSegment(ctx context.Context, opts Options) (*Segment, error) {
 	if opts.Link != (Link{BitsPerSecond: opts.Link.BitsPerSecond}) {
 		return nil, fmt.Errorf("link %v: the client of two hosts has a link with a rate only", opts.Link)
 	}
+	if opts.Origin != "" || opts.SecondGuest {
+		return nil, errors.New("a lab of two hosts has neither an origin nor a second guest")
+	}
 	program, err := qemu.FindProgram(filepath.Join(opts.Cache, "qemu"))
 	if err != nil {
 		return nil, fmt.Errorf("%w; fetch it with: scripts/setup.sh %s", err, opts.Cache)

@@ -16,6 +16,10 @@ func (l *Lab) WhatToTry(file string) string {
 	}
 	fmt.Fprintf(&b, "\nWhat became of it:\n  %s status --admin %s\n  ip netns exec %s curl %s\n",
 		l.Binary, l.adminSocket(), client, l.adminURL(Lease, "/stats"))
+	if l.Origin != "" {
+		fmt.Fprintf(&b, "\nThe cache, which %s and %s have their files from; it is filled from %s:\n  %s cache ls --share %s --admin %s\n",
+			Lease, Offload, l.Origin, l.Binary, shareName, l.adminSocket())
+	}
 	if _, ok := l.Link.DelayLine(); ok {
 		fmt.Fprintf(&b, "\nThe client's link:  %v; what it carried:\n  curl --unix-socket %s http://link/stats\n", l.Link, l.linkSocket())
 	} else if link := l.Link.String(); link != "" {

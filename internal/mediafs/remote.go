@@ -62,6 +62,7 @@ type Remote struct {
 	mu          sync.Mutex // guards the fields below
 	files       map[string]*remoteEntry
 	cachedBytes int64
+	forgotten   uint64 // names that the host has told to forget: an answer that is on its way meanwhile may be an old one
 }
 
 // remoteEntry is what is known about one name.
@@ -107,10 +108,12 @@ func (r *Remote) lookup(op, name string) (wire.FileRef, error) {
 	}
 	r.mu.Unlock()
 	v, err, _ := r.asked.Do(name, func() (any, error) {
-		asked := r.opts.Now() // before the call: an answer is as old as its question
+		asked, before := r.opts.Now(), r.forgets() // before the call: an answer is as old as its question
 		size, mtime, err := r.source.Stat(r.share, name)
 		ref := wire.FileRef{Share: r.share, Path: name, Size: size, MTime: mtime}
-		r.remember(ref, asked, err == nil)
+		if err != nil || r.forgets() == before {
+			r.remember(ref, asked, err == nil)
+		}
 		return ref, err
 	})
 	if err != nil {
@@ -136,6 +139,21 @@ func (r *Remote) remember(ref wire.FileRef, asked time.Time, exists bool) {
 		}
 		r.files[ref.Path] = &remoteEntry{ref: ref, checked: asked}
 	}
+}
+
+// Forget drops what is known of a name, since the host has said that it is not true any more. Requests under way go on with it.
+func (r *Remote) Forget(name string) {
+	r.mu.Lock()
+	r.forgotten++
+	r.forget(name)
+	r.mu.Unlock()
+	r.asked.Forget(name) // who comes now does not wait for an old answer
+}
+
+func (r *Remote) forgets() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.forgotten
 }
 
 // keep remembers the content of a small file.

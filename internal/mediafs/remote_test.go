@@ -185,6 +185,49 @@ func TestRemoteChanges(t *testing.T) {
 	}
 }
 
+// TestRemoteForget: what the host says is not true any more is not believed for the rest of its time, nor is an answer that was on its way.
+func TestRemoteForget(t *testing.T) {
+	h := newHostFiles(map[string][]byte{"f": pattern(100), "g": pattern(100)})
+	r := NewRemote("vod", h, RemoteOptions{AttributeTTL: time.Hour})
+	for _, name := range []string{"f", "g"} {
+		if got, err := io.ReadAll(openRemote(t, r, name)); err != nil || len(got) != 100 {
+			t.Fatal(len(got), err)
+		}
+	}
+	h.replace("f", pattern(10))
+	r.Forget("f")
+	r.Forget("unknown")
+	if got, err := io.ReadAll(openRemote(t, r, "f")); err != nil || !bytes.Equal(got, pattern(10)) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	openRemote(t, r, "g")
+	if stats, _ := h.calls(); stats != 3 {
+		t.Errorf("%d STAT, want 3: of the other file nothing was said", stats)
+	}
+
+	r.Forget("f")
+	h.mu.Lock()
+	h.gate = make(chan struct{})
+	h.mu.Unlock()
+	opened := make(chan error)
+	go func() {
+		_, err := r.Open("f")
+		opened <- err
+	}()
+	for stats := 0; stats < 4; stats, _ = h.calls() {
+		time.Sleep(time.Millisecond)
+	}
+	r.Forget("f") // while the answer is on its way
+	close(h.gate)
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+	openRemote(t, r, "f")
+	if stats, _ := h.calls(); stats != 5 {
+		t.Errorf("%d STAT, want 5: an answer that may be an old one was kept", stats)
+	}
+}
+
 func TestRemoteErrors(t *testing.T) {
 	for reason, want := range map[error]error{
 		wire.ReasonNotFound: fs.ErrNotExist, wire.ReasonNotRegular: ErrNotRegular, wire.ReasonForbidden: ErrEscapes,

@@ -76,6 +76,9 @@ func NewSource(o Origin, opts Options) *Source {
 	return s
 }
 
+// MaxRequests is how many requests for bytes there may be at a time.
+func (s *Source) MaxRequests() int { return s.opts.MaxRequests }
+
 // Close closes the origin. Nothing may be under way.
 func (s *Source) Close() error { return s.origin.Close() }
 
@@ -209,6 +212,9 @@ func (s *Source) try(ctx context.Context, slots *semaphore.Weighted, f func(*att
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		a.heard()
 		return err
+	}
+	if _, ours := errors.AsType[sinkError](err); ours {
+		return err // the origin has done nothing wrong
 	}
 	s.Failures.Add(1)
 	if errors.Is(context.Cause(ctx), errStalled) {

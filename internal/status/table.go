@@ -22,6 +22,9 @@ func statusTable(now, before *host.Status, at time.Time) string {
 		s := &now.Shares[i]
 		t.line("share %s: %s open, %s of them idle; opened %s times, found open %s times", s.Name,
 			plural(s.OpenFiles, "file"), count(uint64(s.IdleFiles)), count(s.Opens), count(s.Reuses))
+		if s.Cache != nil {
+			t.cache(s.Cache, cacheOf(before, s.Name))
+		}
 	}
 	return t.text.String()
 }
@@ -71,14 +74,7 @@ func (t *table) vm(now, before *host.VMStatus) {
 		return // there can be nothing
 	}
 	row := func(label string, value func(*host.VMStatus) uint64, write func(uint64) string, rate func(float64) string, note string) {
-		column := ""
-		if t.seconds > 0 {
-			if before != nil && value(now) >= value(before) {
-				column = rate(float64(value(now)-value(before)) / t.seconds)
-			}
-			column = fmt.Sprintf(" %11s", column)
-		}
-		t.line("  %-13s %15s%s  %s", label, write(value(now)), column, note)
+		writeRow(t, label, now, before, value, write, rate, note)
 	}
 	row("file bytes", func(s *host.VMStatus) uint64 { return s.SentBytes }, byteCount, bytesPerSecond, "")
 	row("sends", func(s *host.VMStatus) uint64 { return s.Sends }, count, perSecond, "")
@@ -90,6 +86,18 @@ func (t *table) vm(now, before *host.VMStatus) {
 	row("leases closed", func(s *host.VMStatus) uint64 { return sum(s.Closed) }, count, perSecond, reasons(now.Closed))
 	row("sessions", func(s *host.VMStatus) uint64 { return s.SessionsTotal }, count, perSecond, unless0(now.Breaches, "broke the protocol"))
 	row("frames", func(s *host.VMStatus) uint64 { return s.Frames }, count, perSecond, unless0(now.Dropped, "came after the end of their lease"))
+}
+
+// writeRow writes a count that grows, with its rate, out of a status and, if there is one, an older one.
+func writeRow[S any](t *table, label string, now, before *S, value func(*S) uint64, write func(uint64) string, rate func(float64) string, note string) {
+	column := ""
+	if t.seconds > 0 {
+		if before != nil && value(now) >= value(before) {
+			column = rate(float64(value(now)-value(before)) / t.seconds)
+		}
+		column = fmt.Sprintf(" %11s", column)
+	}
+	t.line("  %-13s %15s%s  %s", label, write(value(now)), column, note)
 }
 
 // vmState is what a VM has at the moment. Without a session nothing goes through the host, which must catch the eye.

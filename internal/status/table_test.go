@@ -5,12 +5,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"spillway/internal/cache"
 	"spillway/internal/host"
 )
 
@@ -57,6 +59,12 @@ func busy() (now, before host.Status) {
 		Shares: []host.ShareStatus{
 			{Name: "media", OpenFiles: 12, IdleFiles: 10, Opens: 345, Reuses: 1_234_567},
 			{Name: "none"},
+			{Name: "vod", OpenFiles: 3, Cache: &cache.Stats{
+				Files: 20_123, Bytes: 180_000_000_000, MaxFiles: 1_000_000, MaxBytes: 200 << 30, Pins: 2, Filling: 3,
+				Hits: 1_234_567, Misses: 12_345, Lookups: 30_000, Stale: 7, Replaced: 12, FillBytes: 300_000_000_000, ReadAhead: 77, FillFailures: 1, OriginErrors: 9,
+				Evictions: 4321, EvictedBytes: 120_000_000_000,
+			}},
+			{Name: "cold", Cache: &cache.Stats{MaxFiles: 10, MaxBytes: 123_456_789}},
 		},
 	}
 	now = before
@@ -69,6 +77,12 @@ func busy() (now, before host.Status) {
 	vm.Handovers += 24
 	vm.Frames += 2481
 	vm.Refused = map[string]uint64{"draining": 2, "limit": 11}
+	kept := *now.Shares[2].Cache
+	kept.Hits += 500
+	kept.Misses += 20
+	kept.FillBytes += 84_000_000
+	now.Shares = slices.Clone(before.Shares)
+	now.Shares[2].Cache = &kept
 	vm.Closed = map[string]uint64{"closed": 11_017, "client-gone": 123, "client-stalled": 123}
 	return now, before
 }

@@ -81,6 +81,8 @@ func messageCases() []messageCase {
 		{"pong-max", 0, Pong{Token: math.MaxUint64}},
 		{"drain", 0, Drain{}},
 		{"drain-move", FlagMove, Drain{}},
+		{"forget", 0, Forget{Share: file.Share, Path: file.Path}},
+		{"forget-longest", 0, Forget{Share: longest.Share, Path: longest.Path}},
 
 		{"stat", 0, Stat{Share: file.Share, Path: file.Path}},
 		{"stat-shortest", 0, Stat{Share: "m", Path: "x"}},
@@ -350,7 +352,7 @@ func TestAliases(t *testing.T) {
 func TestNames(t *testing.T) {
 	for _, c := range []struct{ got, want string }{
 		{TypeHandover.String(), "HANDOVER"},
-		{Type(7).String(), "type 7"},
+		{Type(12).String(), "type 12"},
 		{ReasonOK.String(), "ok"},
 		{ReasonSession.Error(), "session"},
 		{reasonLimit.String(), "reason-27"},

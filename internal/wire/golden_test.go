@@ -36,6 +36,8 @@ func layoutOf(t Type) string {
 		TypePing:  "token:u8",
 		TypePong:  "token:u8",
 
+		TypeForget: "share:s1 path:s2",
+
 		TypeStat:  "share:s1 path:s2",
 		TypeAttr:  "reason:u2 size:i8 mtime:i8",
 		TypeRead:  layoutFile + " offset:i8 count:u4",

@@ -95,6 +95,8 @@ func malformedSession() []malformed {
 func malformedFiles() []malformed {
 	file := FileRef{Share: "s", Path: "p", Size: 100}
 	return []malformed{
+		{name: "FORGET of no share", msg: Forget{Path: "p"}, want: "share name of 0 bytes"},
+		{name: "FORGET with more", msg: Forget{Share: "s", Path: "p"}, change: func(p []byte) []byte { return append(p, 0) }, want: "1 bytes too many"},
 		{name: "no share", msg: Stat{Share: "", Path: "p"}, want: "share name of 0 bytes"},
 		{name: "share too long", msg: Stat{Share: strings.Repeat("s", MaxShare+1), Path: "p"}, want: "share name of 65 bytes"},
 		{name: "longest share field", msg: Stat{Share: strings.Repeat("s", 255), Path: "p"}, want: "share name of 255 bytes"},
@@ -145,6 +147,7 @@ func malformedPaths() []malformed {
 		want := fmt.Sprintf("path %q", path)
 		all = append(all,
 			malformed{name: "STAT path " + name, msg: Stat{Share: "s", Path: path}, want: want},
+			malformed{name: "FORGET path " + name, msg: Forget{Share: "s", Path: path}, want: want},
 			malformed{name: "READ path " + name, msg: Read{File: f, Count: 1}, want: want},
 			malformed{name: "SEND path " + name, msg: Send{File: f, Count: 1}, want: want},
 		)

@@ -39,6 +39,8 @@ type (
 	Pong struct{ Token uint64 }
 	// Drain announces that the daemon stops, or (FlagMove) that the VM moves.
 	Drain struct{}
+	// Forget tells that what the guest has kept of a file is not true any more.
+	Forget struct{ Share, Path string }
 )
 
 // File messages.
@@ -130,6 +132,7 @@ func (Ready) Type() Type    { return TypeReady }
 func (Ping) Type() Type     { return TypePing }
 func (Pong) Type() Type     { return TypePong }
 func (Drain) Type() Type    { return TypeDrain }
+func (Forget) Type() Type   { return TypeForget }
 func (Stat) Type() Type     { return TypeStat }
 func (Attr) Type() Type     { return TypeAttr }
 func (Read) Type() Type     { return TypeRead }
@@ -155,10 +158,11 @@ func (m Hello) appendTo(b []byte) []byte {
 	b = le.AppendUint16(append(b, magicHello...), m.Version)
 	return le.AppendUint32(le.AppendUint32(b, m.Window), m.MaxLeases)
 }
-func (m Ping) appendTo(b []byte) []byte { return le.AppendUint64(b, m.Token) }
-func (m Pong) appendTo(b []byte) []byte { return le.AppendUint64(b, m.Token) }
-func (Drain) appendTo(b []byte) []byte  { return b }
-func (m Stat) appendTo(b []byte) []byte { return appendFile(b, m.Share, m.Path) }
+func (m Ping) appendTo(b []byte) []byte   { return le.AppendUint64(b, m.Token) }
+func (m Pong) appendTo(b []byte) []byte   { return le.AppendUint64(b, m.Token) }
+func (Drain) appendTo(b []byte) []byte    { return b }
+func (m Forget) appendTo(b []byte) []byte { return appendFile(b, m.Share, m.Path) }
+func (m Stat) appendTo(b []byte) []byte   { return appendFile(b, m.Share, m.Path) }
 func (m Attr) appendTo(b []byte) []byte {
 	b = le.AppendUint16(b, uint16(m.Reason))
 	return appendInt64(appendInt64(b, m.Size), m.MTime)

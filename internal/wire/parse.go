@@ -72,6 +72,13 @@ func ParsePong(p []byte) (Pong, error) {
 	return m, d.end()
 }
 
+// ParseForget decodes FORGET.
+func ParseForget(p []byte) (Forget, error) {
+	d := decoder{b: p}
+	m := Forget{Share: d.share(), Path: d.path()}
+	return m, d.end()
+}
+
 // ParseStat decodes STAT.
 func ParseStat(p []byte) (Stat, error) {
 	d := decoder{b: p}

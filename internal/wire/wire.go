@@ -11,7 +11,7 @@ import (
 )
 
 // Version of the protocol. Both sides must speak the same.
-const Version = 3
+const Version = 4
 
 // Limits of docs/wire.md.
 const (
@@ -38,6 +38,8 @@ const (
 	TypePing  Type = 4
 	TypePong  Type = 5
 	TypeDrain Type = 6
+	// FORGET is about a file, but answers nothing: so it has no id, and its number is one of the session's.
+	TypeForget Type = 7
 
 	TypeStat  Type = 8
 	TypeAttr  Type = 9
@@ -95,6 +97,8 @@ func kindOf(t Type) kind {
 		return kind{"PONG", true, 0, func(p []byte) (Message, error) { return ParsePong(p) }}
 	case TypeDrain:
 		return kind{"DRAIN", true, FlagMove, func(p []byte) (Message, error) { return Drain{}, parseEmpty(p) }}
+	case TypeForget:
+		return kind{"FORGET", true, 0, func(p []byte) (Message, error) { return ParseForget(p) }}
 	case TypeStat:
 		return kind{"STAT", false, 0, func(p []byte) (Message, error) { return ParseStat(p) }}
 	case TypeAttr:
