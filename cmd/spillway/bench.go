@@ -24,7 +24,7 @@ func benchCommand() *cobra.Command {
 		Short: "Measure, in a lab of its own on this machine",
 		Long: `Measure, in a lab of its own on this machine. All arms of a bench run in one lab, interleaved; every body's SHA-256 is checked in a pass
 that is not timed. docs/bench.md explains the figures.`,
-	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand(), benchCPUCommand(), benchEvictCommand())
+	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand(), benchCPUCommand(), benchEvictCommand(), benchMissCommand())
 }
 
 // benchFlags are what every bench can be told.
