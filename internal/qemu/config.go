@@ -187,9 +187,10 @@ func (c Config) args(v Version) []string {
 		"-chardev", "socket,id=qmp,path="+escape(c.QMPSocket)+",server=on,wait=off", "-mon", "chardev=qmp,mode=control",
 	)
 	for i, t := range c.Taps {
+		// A routed guest has nothing to announce when it has moved, and it would do so in its first milliseconds at the new host, which its clients wait for.
 		args = append(args,
 			"-netdev", fmt.Sprintf("tap,id=net%d,fd=%d", i, firstExtraFD+i),
-			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=", i, t.MAC))
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,guest_announce=off,romfile=", i, t.MAC))
 	}
 	for i, s := range c.Shares {
 		args = append(args,

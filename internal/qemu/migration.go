@@ -17,10 +17,6 @@ type MigrationOptions struct {
 // unbounded is more than any machine moves, bytes per second.
 const unbounded = 1 << 40
 
-// announceLater has the guest announce its addresses a second after it has arrived, ms (AnnounceParameters, qapi/net.json), instead of in its first milliseconds, which its clients
-// wait for. The frames that QEMU itself sends for a switch go at once. To a VM that is routed neither matters: its hosts announce it (package neighbor).
-var announceLater = map[string]any{"announce-initial": 1000, "announce-max": 2000}
-
 // PrepareMigration tells one side of a migration how it is to go, before Listen or Migrate.
 //
 // QEMU's own idea of when to switch over, as soon as what is left fits into an allowed downtime, is all but switched off: it goes on copying until the
@@ -41,9 +37,6 @@ func (c *QMP) PrepareMigration(ctx context.Context, opts MigrationOptions) error
 	parameters := map[string]any{
 		"max-bandwidth":  int64(unbounded), // see MigrateThrough
 		"downtime-limit": 1,                // ms; 0 would end pre-copy after one pass, whatever was written meanwhile (migration_iteration_run, migration/migration.c)
-	}
-	for name, value := range announceLater {
-		parameters[name] = value
 	}
 	if opts.MultifdChannels > 0 {
 		parameters["multifd-channels"] = opts.MultifdChannels
