@@ -108,7 +108,7 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 		return err
 	}
 	defer agent.Close()
-	mounts, closeMounts, err := openShares(cfg.Shares, agent)
+	mounts, closeMounts, err := openShares(cfg.Shares, agent, mode != guest.Off)
 	if err != nil {
 		return err
 	}
@@ -175,8 +175,11 @@ func keepChannel(ctx context.Context, a channel.Address, agent *guest.Agent, log
 	}
 }
 
-// openShares makes the file systems of the shares.
-func openShares(shares []config.ServeShare, agent *guest.Agent) (mounts []media.Mount, closeAll func(), err error) {
+// mountedTTL is for how long a segment of a mounted share is taken to be what it was: as long as nginx takes an open file for it (open_file_cache_valid).
+const mountedTTL = time.Minute
+
+// openShares makes the file systems of the shares. offloads tells whether there is a host to ask.
+func openShares(shares []config.ServeShare, agent *guest.Agent, offloads bool) (mounts []media.Mount, closeAll func(), err error) {
 	var dirs []*mediafs.Dir
 	closeAll = func() {
 		for _, d := range dirs {
@@ -184,9 +187,15 @@ func openShares(shares []config.ServeShare, agent *guest.Agent) (mounts []media.
 		}
 	}
 	for _, s := range shares {
-		if s.Mount == "" {
-			remote := mediafs.NewRemote(s.Name, agent, mediafs.RemoteOptions{})
+		var options mediafs.RemoteOptions
+		if s.Mount != "" {
+			options.MediaTTL = mountedTTL
+		}
+		remote := mediafs.NewRemote(s.Name, agent, options)
+		if offloads {
 			agent.OnForget(s.Name, remote.Forget)
+		}
+		if s.Mount == "" {
 			mounts = append(mounts, media.Mount{Prefix: s.Prefix, FS: remote})
 			continue
 		}
@@ -196,7 +205,11 @@ func openShares(shares []config.ServeShare, agent *guest.Agent) (mounts []media.
 			return nil, nil, fmt.Errorf("share %s: %w; mount it first", s.Name, err)
 		}
 		dirs = append(dirs, d)
-		mounts = append(mounts, media.Mount{Prefix: s.Prefix, FS: d})
+		mount := media.Mount{Prefix: s.Prefix, FS: d}
+		if offloads {
+			mount.FS = mediafs.NewMounted(remote, d)
+		}
+		mounts = append(mounts, mount)
 	}
 	return mounts, closeAll, nil
 }

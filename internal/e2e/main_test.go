@@ -33,7 +33,8 @@ func runTests(m *testing.M) (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 1, fmt.Errorf("needs root: the labs are network namespaces")
 	}
-	dir, err := os.MkdirTemp("", "spillway-e2e-")
+	sweepDirs()
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
 	if err != nil {
 		return 1, err
 	}
@@ -68,6 +69,20 @@ func runTests(m *testing.M) (code int, err error) {
 		code = 1
 	}
 	return code, nil
+}
+
+// dirPrefix of the directory of a run; its process follows.
+const dirPrefix = "spillway-e2e-"
+
+// sweepDirs removes what runs have left that were killed, or ended by a time-out.
+func sweepDirs() {
+	found, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*")) // the pattern is valid
+	for _, dir := range found {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+		if _, err := os.Stat("/proc/" + pid); pid != "" && os.IsNotExist(err) {
+			os.RemoveAll(dir)
+		}
+	}
 }
 
 // build makes the binary.

@@ -47,10 +47,38 @@ func TestVM(t *testing.T) {
 		{"bypass", vmBypass},
 		{"no resets", vmNoResets},
 		{"recall", vmRecall},
+		{"file replaced", vmReplaced},
 		{"server killed in transfer", vmServerKilled},
 		{"daemon killed in transfer", vmDaemonKilled},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, l, files) })
+	}
+}
+
+// vmReplaced: the VM's mount goes on to show a file that was replaced or removed (cache=loose), and the servers do not.
+func vmReplaced(t *testing.T, l *lab.Lab, files *media) {
+	for _, arm := range offloading {
+		const name = "live.mpd"
+		path := filepath.Join(files.dir, name)
+		put := func(content string) {
+			must(t, os.WriteFile(path+".new", []byte(content), 0o644))
+			must(t, os.Rename(path+".new", path))
+		}
+		get := func() string {
+			resp, got, err := dial(t, l, arm).fetchAny(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return fmt.Sprintf("%d %s", resp.StatusCode, got)
+		}
+		put("first")
+		if got := get(); got != "200 first" {
+			t.Errorf("%s: %s", arm, got)
+		}
+		put("the second, longer one")
+		eventually(t, fmt.Sprintf("%s serves what has come in its place", arm), func() bool { return get() == "200 the second, longer one" })
+		must(t, os.Remove(path))
+		eventually(t, fmt.Sprintf("%s does not serve what is gone", arm), func() bool { return strings.HasPrefix(get(), "404 ") })
 	}
 }
 

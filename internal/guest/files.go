@@ -150,18 +150,23 @@ func (a *Agent) OnForget(share string, f func(path string)) {
 	a.keepers[share] = append(a.keepers[share], f)
 }
 
+// forgetFile tells those that OnForget has named.
+func (a *Agent) forgetFile(share, path string) {
+	a.mu.Lock()
+	keepers := a.keepers[share] // only ever appended to
+	a.mu.Unlock()
+	for _, f := range keepers {
+		f(path)
+	}
+}
+
 // forget is the event of FORGET.
 func (a *Agent) forget(payload []byte) error {
 	m, err := wire.ParseForget(payload)
 	if err != nil {
 		return err
 	}
-	a.mu.Lock()
-	keepers := a.keepers[m.Share] // only ever appended to
-	a.mu.Unlock()
-	for _, f := range keepers {
-		f(m.Path)
-	}
+	a.forgetFile(m.Share, m.Path)
 	return nil
 }
 

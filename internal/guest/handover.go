@@ -178,6 +178,9 @@ func (c *Conn) awaitSent(send wire.Send) (int64, error) {
 	}
 	switch r.kind {
 	case wire.TypeRefused:
+		if r.reason == wire.ReasonChanged {
+			c.agent.forgetFile(send.File.Share, send.File.Path)
+		}
 		c.refuse(r.reason)
 		return 0, nil
 	case wire.TypeSent:
@@ -191,12 +194,12 @@ func (c *Conn) awaitSent(send wire.Send) (int64, error) {
 	return 0, c.settle() // the connection is over, and settle has the cause
 }
 
-// result waits for what becomes of the SEND under way. It gives up when the server closes the connection or its write deadline passes; no other
-// SEND can begin then (settle), so a result that comes later is taken by nobody.
 // pollCount is up to which size, in bytes, the end of a SEND is polled for. A larger file keeps host and client busy, who can use the CPU, and its client has
 // still to read when SENT comes, so nobody waits for this side to wake up.
 const pollCount = 128 << 10
 
+// result waits for what becomes of the SEND under way. It gives up when the server closes the connection or its write deadline passes; no other
+// SEND can begin then (settle), so a result that comes later is taken by nobody.
 func (c *Conn) result(count int64) (result, error) {
 	for {
 		c.mu.Lock()

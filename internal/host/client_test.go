@@ -231,6 +231,40 @@ func TestStalledClient(t *testing.T) {
 	g.takesBack(2, c) // since it is idle now
 }
 
+// TestPathFails: where clients of a VM have been seen to reach our sockets, be it for a moment, one that acknowledges nothing has a path that fails, and goes on
+// when it works again.
+func TestPathFails(t *testing.T) {
+	r, content := newRigWithMore(t, stallTimeout(time.Minute))
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	v := r.daemon.vms[0]
+	if after := v.blind.after(); after != blindAfter {
+		t.Errorf("nobody was seen, and the limit is %v", after)
+	}
+	c := r.lease(g, 1)
+	g.send(1, 0, r.whole("more", ""))
+	c.clientReads(content)
+	expect[wire.Sent](g, 1)
+	g.send(1, 0, wire.Close{})
+	expect[wire.Closed](g, 1)
+	c.release()
+	if after := v.blind.after(); after != blindSeenAfter {
+		t.Errorf("a client was seen, and the limit is %v", after)
+	}
+
+	c = r.connect()
+	thaw := c.freezeClient() // nothing reaches it
+	g.send(2, 0, c.freeze(), r.whole("more", ""))
+	expect[wire.Granted](g, 2)
+	time.Sleep(blindAfter + time.Second)
+	thaw()
+	c.clientReads(content)
+	expect[wire.Sent](g, 2)
+	g.send(2, 0, wire.Close{})
+	expect[wire.Closed](g, 2)
+	c.release()
+}
+
 // TestBlind: clients that never acknowledge anything do not reach our sockets. After some of them the VM keeps its connections.
 func TestBlind(t *testing.T) {
 	r := newRig(t)

@@ -28,6 +28,9 @@ func (l *leaseConn) finish(reason wire.Reason) {
 	if !abort && reason != wire.ReasonClientGone {
 		reason, abort = l.conclude(reason)
 	}
+	if unacked, err := l.socket.outstanding(); err == nil && int64(unacked) < l.socket.written.Load() {
+		l.vm.blind.seen()
+	}
 	if err := l.end.Finish(abort); err != nil && !errors.Is(err, lease.ErrPhase) {
 		l.vm.log.Debug("close", "lease", l.id, "client", l.state.Remote, "error", err)
 	}

@@ -64,7 +64,7 @@ func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 	switch {
 	case p.allDone, acked != p.acked, p.since.IsZero():
 		p.acked, p.since = acked, now
-	case acked == 0 && now.Sub(p.since) > blindAfter:
+	case acked == 0 && now.Sub(p.since) > l.vm.blind.after():
 		l.blind(now)
 	case now.Sub(p.since) > limits.StallTimeout.Value():
 		p.since = now // if the handback is called off, it is tried again

@@ -1,5 +1,5 @@
 // Package mediafs is an [fs.FS] over one directory, made for a media server: a share that is mounted in the guest (9p, virtiofs),
-// or a plain directory on bare metal.
+// or a plain directory on bare metal ([Dir]), or a share of the host that is read through the channel ([Remote]), or both ([Mounted]).
 //
 // In the data path it stands between the media server, which knows only fs.FS, and the guest's connection, which asks a file
 // through [File.HostFile] which bytes of which share it stands for. When the connection sends the bytes itself, the kernel reads

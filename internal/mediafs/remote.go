@@ -25,6 +25,8 @@ type Source interface {
 type RemoteOptions struct {
 	// AttributeTTL is how long attributes are trusted before the host is asked again; see Options.
 	AttributeTTL time.Duration
+	// MediaTTL is AttributeTTL of all files but manifests (.mpd, .m3u8); 0: the same. Segments are made once, and a player asks for each once.
+	MediaTTL time.Duration
 	// MaxPaths bounds the files that are remembered.
 	MaxPaths int
 	// MaxCachedFile is the largest file whose bytes are kept (manifests and init segments are small), and MaxCached bounds them all. Bytes.
@@ -42,6 +44,9 @@ const (
 func (o RemoteOptions) withDefaults() RemoteOptions {
 	base := Options{AttributeTTL: o.AttributeTTL, MaxPaths: o.MaxPaths, Now: o.Now}.withDefaults()
 	o.AttributeTTL, o.MaxPaths, o.Now = base.AttributeTTL, base.MaxPaths, base.Now
+	if o.MediaTTL == 0 {
+		o.MediaTTL = o.AttributeTTL
+	}
 	if o.MaxCachedFile == 0 {
 		o.MaxCachedFile = DefaultMaxCachedFile
 	}
@@ -49,6 +54,15 @@ func (o RemoteOptions) withDefaults() RemoteOptions {
 		o.MaxCached = DefaultMaxCached
 	}
 	return o
+}
+
+// ttl is how long the attributes of a file are trusted.
+func (o *RemoteOptions) ttl(name string) time.Duration {
+	switch path.Ext(name) {
+	case ".mpd", ".m3u8":
+		return o.AttributeTTL
+	}
+	return o.MediaTTL
 }
 
 // Remote serves one share of the host without a mount. It implements [fs.FS] and [fs.StatFS] and is safe for concurrent use. Opening a file that was
@@ -95,13 +109,18 @@ func (r *Remote) Stat(name string) (fs.FileInfo, error) {
 	return refInfo(ref), nil
 }
 
-// lookup returns what the host says of a name, at most AttributeTTL old.
+// lookup returns what the host says of a name, at most its time to live old.
 func (r *Remote) lookup(op, name string) (wire.FileRef, error) {
+	return r.lookupWithin(op, name, r.opts.ttl(name))
+}
+
+// lookupWithin returns what the host says of a name, at most so old.
+func (r *Remote) lookupWithin(op, name string, age time.Duration) (wire.FileRef, error) {
 	if !wire.ValidPath(name) {
 		return wire.FileRef{}, &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
 	}
 	r.mu.Lock()
-	if e := r.files[name]; e != nil && r.opts.Now().Sub(e.checked) < r.opts.AttributeTTL {
+	if e := r.files[name]; e != nil && r.opts.Now().Sub(e.checked) < age {
 		ref := e.ref
 		r.mu.Unlock()
 		return ref, nil
