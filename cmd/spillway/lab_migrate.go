@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -14,13 +17,14 @@ import (
 	"spillway/internal/bench"
 	"spillway/internal/config"
 	"spillway/internal/evaluation"
+	"spillway/internal/figures"
 	"spillway/internal/lab"
 	"spillway/internal/migrate"
 )
 
 func labMigrateCommand() *cobra.Command {
 	var flags labFlags
-	var name, file string
+	var name, file, plots string
 	var bandwidth config.Size
 	plan := evaluation.MovesPlan{Clients: evaluation.DefaultMoveClients()}
 	cmd := &cobra.Command{
@@ -50,6 +54,9 @@ one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong
 				if file != "" {
 					err = joinWrite(err, file, report)
 				}
+				if plots != "" {
+					err = errors.Join(err, plotMoves(cmd.OutOrStdout(), plots, report))
+				}
 			}
 			return err
 		},
@@ -63,8 +70,38 @@ one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong
 	cmd.Flags().DurationVar(&plan.Between, "between", 2*time.Second, "undisturbed streaming before each move")
 	cmd.Flags().Var(&bandwidth, "bandwidth", "of pre-copy, bytes a second; 0: as fast as it goes")
 	cmd.Flags().StringVar(&file, "json", "", "also write the report, with the bandwidth over time, to this file")
+	cmd.Flags().StringVar(&plots, "plot", "", "also plot bandwidth over time, with the phases of the moves, to this directory (SVG and PNG)")
 	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
 	return cmd
+}
+
+// plotMoves writes the plots. The move that is shown by itself is the one with the median stall.
+func plotMoves(out io.Writer, dir string, r *evaluation.MovesReport) error {
+	all := figures.Moves{
+		Condition: fmt.Sprintf("VM under %s, link %s, ten clients", strings.ToUpper(r.Environment.Accelerator), r.Environment.Link),
+		Interval:  time.Duration(r.IntervalMs * float64(time.Millisecond)), Bytes: r.Samples,
+	}
+	byStall := make([]int, len(r.Moves))
+	for i, m := range r.Moves {
+		byStall[i] = i
+		var phases []figures.Phase
+		for _, p := range []migrate.Phase{migrate.Check, migrate.Start, migrate.Precopy, migrate.Hold, migrate.Switch, migrate.Answer} {
+			if began, ok := m.Began[p]; ok {
+				from := began.Sub(r.Began)
+				phases = append(phases, figures.Phase{Name: string(p), From: from, To: from + time.Duration(m.PhasesMs[p]*float64(time.Millisecond))})
+			}
+		}
+		all.Moves = append(all.Moves, phases)
+	}
+	slices.SortFunc(byStall, func(a, b int) int { return cmp.Compare(r.Moves[a].StallMs, r.Moves[b].StallMs) })
+	if len(byStall) > 0 {
+		all.Typical = byStall[len(byStall)/2]
+	}
+	names, err := figures.WriteMoves(dir, all)
+	for _, name := range names {
+		fmt.Fprintln(out, name)
+	}
+	return err
 }
 
 // joinWrite writes a report as JSON.

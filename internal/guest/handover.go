@@ -178,9 +178,6 @@ func (c *Conn) awaitSent(send wire.Send) (int64, error) {
 	}
 	switch r.kind {
 	case wire.TypeRefused:
-		if r.reason == wire.ReasonChanged {
-			c.agent.forgetFile(send.File.Share, send.File.Path)
-		}
 		c.refuse(r.reason)
 		return 0, nil
 	case wire.TypeSent:
@@ -244,6 +241,9 @@ func (c *Conn) giveUp() {
 
 // finishSent ends a SEND after which the host keeps the connection.
 func (c *Conn) finishSent(send wire.Send, r result) (int64, error) {
+	if r.reason == wire.ReasonChanged || r.reason == wire.ReasonNotFound {
+		c.agent.forgetFile(send.File.Share, send.File.Path) // what was known of it is out of date
+	}
 	switch {
 	case !r.started:
 		// Nothing was sent: the head is still ours, and the bytes go as DATA.

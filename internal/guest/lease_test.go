@@ -266,6 +266,8 @@ func TestSentNothing(t *testing.T) {
 		t.Run(reason.String(), func(t *testing.T) {
 			r := newRig(t, Policy{Mode: Lease})
 			s := r.script()
+			forgotten := make(chan string, 1)
+			r.agent.OnForget("media", func(path string) { forgotten <- path })
 			h := r.handOver(s)
 			h.say(h.id, 0, wire.Granted{})
 			h.say(h.id, 0, wire.Sent{Reason: reason})
@@ -278,6 +280,9 @@ func TestSentNothing(t *testing.T) {
 			await(t, h.done, bodySize, nil)
 			if string(got) != header(bodySize)+string(h.body) {
 				t.Error("other bytes go through the channel")
+			}
+			if outdated := reason == wire.ReasonNotFound || reason == wire.ReasonChanged; (len(forgotten) == 1) != outdated {
+				t.Errorf("%d files are forgotten, want %v", len(forgotten), outdated)
 			}
 			snap := r.agent.Snapshot()
 			if snap.Fallbacks[reason.String()] != 1 || snap.Counts.Relayed != uint64(len(got)) || snap.Counts.Sends != 0 {

@@ -68,7 +68,9 @@ func (r *mountedRig) shows(name string, want []byte, fromMount bool) {
 	if _, ok := f.(*File); ok != fromMount {
 		r.t.Errorf("%s is a %T", name, f)
 	}
-	ref, _, ok := f.(interface{ HostFile() (wire.FileRef, int64, bool) }).HostFile()
+	ref, _, ok := f.(interface {
+		HostFile() (wire.FileRef, int64, bool)
+	}).HostFile()
 	if !ok || ref.Size != int64(len(want)) {
 		r.t.Errorf("%s is %+v, %v to the host, want %d bytes", name, ref, ok, len(want))
 	}
