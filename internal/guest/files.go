@@ -59,6 +59,13 @@ func fileRequest[M wire.Message](a *Agent, m M) (fileAnswer, error) {
 	}
 }
 
+// moving tells whether the VM is on its way between two hosts.
+func (a *Agent) moving() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.arrival != nil
+}
+
 // awaitArrival waits until there is a session again. It returns false when that takes too long.
 func (a *Agent) awaitArrival(limit time.Duration) bool {
 	a.mu.Lock()

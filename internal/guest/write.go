@@ -255,7 +255,7 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 func (c *Conn) readFromFile(r io.Reader) (n int64, done bool, err error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	if isHostFile(r) && !isFile(r) {
+	if c.agent.moving() && isHostFile(r) && !isFile(r) {
 		// It could not be read here meanwhile. The head waits for it, as nobody else writes: so it travels in the next host's first SEND.
 		c.agent.awaitArrival(fileTimeout)
 	}
@@ -296,6 +296,9 @@ func isFile(r io.Reader) bool {
 	})
 	if !ok {
 		return false
+	}
+	if mounted, ok := r.(interface{ Here() bool }); ok { // asked only where it matters: a mount may be slow to tell
+		return mounted.Here()
 	}
 	info, err := f.Stat()
 	return err == nil && info.Mode().IsRegular()

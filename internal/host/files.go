@@ -79,7 +79,9 @@ func (c cacheFiles) stats() share.Stats {
 // openFiles opens a share.
 func (d *Daemon) openFiles(s config.HostShare, maxOpenFiles int, log *slog.Logger) (files, error) {
 	if s.Origin == "" {
-		opened, err := share.Open(s.Name, s.Path, share.Options{MaxOpenFiles: maxOpenFiles})
+		opened, err := share.Open(s.Name, s.Path, share.Options{
+			MaxOpenFiles: maxOpenFiles, Replaced: func(path string) { d.forget(s.Name, path) },
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"spillway/internal/wire"
@@ -65,17 +66,24 @@ func (r *mountedRig) shows(name string, want []byte, fromMount bool) {
 		r.t.Fatal(err)
 	}
 	defer f.Close()
-	if _, ok := f.(*File); ok != fromMount {
-		r.t.Errorf("%s is a %T", name, f)
-	}
 	ref, _, ok := f.(interface {
 		HostFile() (wire.FileRef, int64, bool)
 	}).HostFile()
 	if !ok || ref.Size != int64(len(want)) {
 		r.t.Errorf("%s is %+v, %v to the host, want %d bytes", name, ref, ok, len(want))
 	}
-	if got, err := io.ReadAll(f); err != nil || !bytes.Equal(got, want) {
-		r.t.Errorf("%s: %d bytes, %v; want %d others", name, len(got), err, len(want))
+	if err := iotest.TestReader(f, want); err != nil {
+		r.t.Errorf("%s: %v", name, err)
+	}
+	here := true // a *File, without a host
+	if m, ok := f.(*MountedFile); ok {
+		here = m.Here()
+		if _, err := m.SyscallConn(); (err == nil) != here {
+			r.t.Errorf("%s: SyscallConn says %v", name, err)
+		}
+	}
+	if here != fromMount {
+		r.t.Errorf("%s comes from the mount: %v", name, here)
 	}
 }
 
@@ -105,7 +113,7 @@ func TestMountedStale(t *testing.T) {
 	}
 }
 
-// TestMountedNewer: a mount that shows a new version makes the host be asked before its time.
+// TestMountedNewer: a file that is replaced between the host's answer and the first read is not taken for the one that was promised; the next request gets it.
 func TestMountedNewer(t *testing.T) {
 	r := newMounted(t)
 	old, new := pattern(5000), pattern(6000)
@@ -113,7 +121,62 @@ func TestMountedNewer(t *testing.T) {
 	r.shows("a.m4s", old, true)
 	r.put("a.m4s", new)
 	r.clock.now = r.clock.now.Add(DefaultAttributeTTL)
+	f, err := r.Open("a.m4s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.Read(make([]byte, 10)); n != 0 || !errors.Is(err, ErrChanged) {
+		t.Errorf("read %d bytes, %v", n, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
 	r.shows("a.m4s", new, true)
+}
+
+// TestMountedUnread: what the host sends costs the mount nothing, and the read position is right before and after the first read.
+func TestMountedUnread(t *testing.T) {
+	r := newMounted(t)
+	want := pattern(5000)
+	r.put("a.m4s", want)
+	f, err := r.Open("a.m4s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := f.(*MountedFile)
+	at := func(offset int64) {
+		t.Helper()
+		if _, got, ok := m.HostFile(); !ok || got != offset {
+			t.Errorf("the read position is %d, %v, want %d", got, ok, offset)
+		}
+	}
+	if n, err := m.Seek(-1000, io.SeekEnd); n != 4000 || err != nil {
+		t.Errorf("Seek = %d, %v", n, err)
+	}
+	at(4000)
+	if c := r.Mounted.dir.Counters(); c != (Counters{}) {
+		t.Errorf("the mount was asked: %+v", c)
+	}
+	got := make([]byte, 100)
+	if _, err := io.ReadFull(m, got); err != nil || !bytes.Equal(got, want[4000:4100]) {
+		t.Errorf("read other bytes, %v", err)
+	}
+	at(4100)
+	if n, err := m.Seek(-4000, io.SeekCurrent); n != 100 || err != nil {
+		t.Errorf("Seek = %d, %v", n, err)
+	}
+	at(100)
+	for range 2 {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, _, ok := m.HostFile(); ok {
+		t.Error("a closed file is one of the host's")
+	}
+	if _, err := m.Read(got); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("read after Close: %v", err)
+	}
 }
 
 // TestMountedGone: what the host does not have is not there, whatever the mount shows, and the other way round.

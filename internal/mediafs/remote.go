@@ -111,16 +111,11 @@ func (r *Remote) Stat(name string) (fs.FileInfo, error) {
 
 // lookup returns what the host says of a name, at most its time to live old.
 func (r *Remote) lookup(op, name string) (wire.FileRef, error) {
-	return r.lookupWithin(op, name, r.opts.ttl(name))
-}
-
-// lookupWithin returns what the host says of a name, at most so old.
-func (r *Remote) lookupWithin(op, name string, age time.Duration) (wire.FileRef, error) {
 	if !wire.ValidPath(name) {
 		return wire.FileRef{}, &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
 	}
 	r.mu.Lock()
-	if e := r.files[name]; e != nil && r.opts.Now().Sub(e.checked) < age {
+	if e := r.files[name]; e != nil && r.opts.Now().Sub(e.checked) < r.opts.ttl(name) {
 		ref := e.ref
 		r.mu.Unlock()
 		return ref, nil

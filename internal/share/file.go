@@ -3,6 +3,7 @@ package share
 import (
 	"errors"
 	"io"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +21,8 @@ type File struct {
 	fd     int
 	attr   attributes
 	err    error // why it could not be opened; the File is never handed out then
+
+	checked atomic.Int64 // when its path was last seen to name it, ns since 1970; 0: when it was opened
 
 	// Guarded by cache.mu.
 	opening      bool

@@ -3,6 +3,7 @@ package share
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"spillway/internal/wire"
 )
@@ -16,13 +17,16 @@ type Options struct {
 	// MaxOpenFiles bounds the files that are open at a time, in use and idle together; 0 means DefaultMaxOpenFiles. The directory, and each
 	// lookup under way, take a descriptor more.
 	MaxOpenFiles int
+	// Replaced, if set, is told of a file that Acquire has found open, and whose path names another one by now, or none. It may be called by several goroutines.
+	Replaced func(path string)
 }
 
 // A Share is a named directory tree that VMs may send from. It is safe for concurrent use.
 type Share struct {
-	name  string
-	tree  *tree
-	files *cache
+	name     string
+	tree     *tree
+	files    *cache
+	replaced func(path string)
 }
 
 // Stats of a share, for metrics.
@@ -49,7 +53,7 @@ func Open(name, dir string, opts Options) (*Share, error) {
 	if err != nil {
 		return nil, newError("open", name, dir, err)
 	}
-	return &Share{name: name, tree: t, files: newCache(name, opts.MaxOpenFiles, t.open)}, nil
+	return &Share{name: name, tree: t, files: newCache(name, opts.MaxOpenFiles, t.open), replaced: opts.Replaced}, nil
 }
 
 // openError is an error about what the user configured.
@@ -90,6 +94,7 @@ func (s *Share) Acquire(ref wire.FileRef) (*File, error) {
 		now, _, err := fstat(f.fd)
 		intact := err == nil && now == f.attr
 		if intact && now.match(&ref) {
+			s.checkName(f)
 			return f, nil
 		}
 		// The cached file stays if it is still the one at the path: a guest with wrong beliefs must not close the files of others.
@@ -102,6 +107,23 @@ func (s *Share) Acquire(ref wire.FileRef) (*File, error) {
 			return nil, s.changed(ref, now, err)
 		}
 	}
+}
+
+// nameTTL is how long an open file is taken to be the one at its path, before Replaced is told.
+const nameTTL = time.Second
+
+// checkName tells Replaced if f, which stays good for who has it, is not the file at its path any more. It looks at most once in nameTTL.
+func (s *Share) checkName(f *File) {
+	if s.replaced == nil {
+		return
+	}
+	now := time.Now().UnixNano()
+	checked := f.checked.Load()
+	if now-checked < int64(nameTTL) || !f.checked.CompareAndSwap(checked, now) || checked == 0 || s.names(f.path, f.attr) {
+		return
+	}
+	s.files.drop(f)
+	s.replaced(f.path)
 }
 
 // names reports whether path names exactly this version of a file.
