@@ -12,7 +12,8 @@ import (
 
 // Mounted serves a share of the host that is mounted here as well. What a file is, the host says: a mount may go on to show what it has seen first, as
 // 9p does with cache=loose (v9fs_lookup, fs/9p/vfs_inode.c), and to ask it costs several round trips. Bytes that are read here come from the mount if it shows
-// the same file, and through the channel otherwise. Without a host there is the mount alone. It implements [fs.FS] and [fs.StatFS] and is safe for
+// the same file, and through the channel otherwise. Without a host, and for symbolic links, which
+// it does not follow, there is the mount alone. It implements [fs.FS] and [fs.StatFS] and is safe for
 // concurrent use.
 type Mounted struct {
 	remote *Remote
@@ -26,7 +27,7 @@ func NewMounted(remote *Remote, dir *Dir) *Mounted { return &Mounted{remote, dir
 func (m *Mounted) Open(name string) (fs.File, error) {
 	ref, err := m.remote.lookup("open", name)
 	switch {
-	case hostAway(err):
+	case mountAlone(err):
 		return m.dir.Open(name)
 	case err != nil:
 		return nil, err
@@ -37,15 +38,15 @@ func (m *Mounted) Open(name string) (fs.File, error) {
 // Stat implements fs.StatFS.
 func (m *Mounted) Stat(name string) (fs.FileInfo, error) {
 	info, err := m.remote.Stat(name)
-	if hostAway(err) {
+	if mountAlone(err) {
 		return m.dir.Stat(name)
 	}
 	return info, err
 }
 
-// hostAway tells whether the host has said nothing of a file.
-func hostAway(err error) bool {
-	return err != nil && !errors.Is(err, fs.ErrNotExist) // ErrNotRegular and ErrEscapes are that, too
+// mountAlone tells whether the host has said nothing of a file, as when it is away, or follows no symbolic link, which the mount may.
+func mountAlone(err error) bool {
+	return err != nil && (errors.Is(err, ErrEscapes) || !errors.Is(err, fs.ErrNotExist)) // ErrNotRegular is a kind of ErrNotExist
 }
 
 // MountedFile is one request's view of a file of a [Mounted]. As long as nothing is read here, it costs the mount nothing. Its methods may be called from

@@ -196,11 +196,17 @@ func TestMountedGone(t *testing.T) {
 	r.shows("b.mpd", pattern(20), false)
 }
 
-// TestMountedAway: without a host there is the mount.
-func TestMountedAway(t *testing.T) {
+// TestMountedAlone: without a host, and where it refuses to follow a link, there is the mount.
+func TestMountedAlone(t *testing.T) {
+	for _, reason := range []wire.Reason{wire.ReasonSession, wire.ReasonForbidden} {
+		t.Run(reason.String(), func(t *testing.T) { mountedAlone(t, reason) })
+	}
+}
+
+func mountedAlone(t *testing.T, reason wire.Reason) {
 	r := newMounted(t)
 	r.put("a.m4s", pattern(10))
-	r.host.fails = wire.ReasonSession
+	r.host.fails = reason
 	r.shows("a.m4s", pattern(10), true)
 	if info, err := r.Stat("a.m4s"); err != nil || info.Size() != 10 {
 		t.Errorf("Stat = %v, %v", info, err)
