@@ -12,9 +12,8 @@ import (
 
 // Mounted serves a share of the host that is mounted here as well. What a file is, the host says: a mount may go on to show what it has seen first, as
 // 9p does with cache=loose (v9fs_lookup, fs/9p/vfs_inode.c), and to ask it costs several round trips. Bytes that are read here come from the mount if it shows
-// the same file, and through the channel otherwise. Without a host, and for symbolic links, which
-// it does not follow, there is the mount alone. It implements [fs.FS] and [fs.StatFS] and is safe for
-// concurrent use.
+// the same file, and through the channel otherwise. Without a host, and for symbolic links, which it does not follow, there is the mount alone. It implements
+// [fs.FS] and [fs.StatFS] and is safe for concurrent use.
 type Mounted struct {
 	remote *Remote
 	dir    *Dir
@@ -23,7 +22,7 @@ type Mounted struct {
 // NewMounted serves what remote says, from dir where it can. The caller closes dir.
 func NewMounted(remote *Remote, dir *Dir) *Mounted { return &Mounted{remote, dir} }
 
-// Open opens a regular file: a [*MountedFile], or without a host a [*File].
+// Open opens a regular file: a [*MountedFile], or a [*File] where there is the mount alone.
 func (m *Mounted) Open(name string) (fs.File, error) {
 	ref, err := m.remote.lookup("open", name)
 	switch {
