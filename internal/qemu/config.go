@@ -198,7 +198,7 @@ func (c Config) args(v Version) []string {
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=fs%d,mount_tag=%s", i, escape(s.Tag)))
 	}
 	if len(c.Channels) > 0 {
-		args = append(args, "-device", "virtio-serial-pci")
+		args = append(args, "-device", serialDevice(len(c.Channels)))
 	}
 	for i, ch := range c.Channels {
 		mode := "server=off," + v.reconnectOption()
@@ -210,6 +210,15 @@ func (c Config) args(v Version) []string {
 			"-device", fmt.Sprintf("virtserialport,chardev=channel%d,name=%s", i, escape(ch.Name)))
 	}
 	return append(args, c.ExtraArgs...)
+}
+
+// serialDevice is the device that ports hang on. A frame is small and somebody waits for it, so the vCPU's thread itself hands it to the socket instead of
+// waking QEMU's main loop (ioeventfd=off). And each queue has an interrupt of its own: with fewer vectors than queues, as by default, the guest looks
+// through the queues of all 31 possible ports at each interrupt (vp_vring_interrupt, drivers/virtio/virtio_pci_common.c).
+func serialDevice(ports int) string {
+	ports++                   // port 0 is for consoles only
+	queues := 2 * (ports + 1) // two of each port, two for control
+	return fmt.Sprintf("virtio-serial-pci,max_ports=%d,vectors=%d,ioeventfd=off", ports, queues+1)
 }
 
 // escape protects a value inside a comma-separated QEMU option: a comma is written twice.
