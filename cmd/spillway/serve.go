@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -119,11 +120,16 @@ func serve(ctx context.Context, cfg config.Serve, log *slog.Logger) error {
 		SegmentMaxAge:  cfg.HTTP.SegmentMaxAge.Value(),
 		Log:            log,
 	})
-	server := media.NewServer(handler, log)
+	var served atomic.Uint64
+	server := media.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler.ServeHTTP(w, r)
+		served.Add(1) // when it has ended: one that is under way needs its memory
+	}), log)
 	server.ReadHeaderTimeout = cfg.HTTP.ReadHeaderTimeout.Value()
 	server.IdleTimeout = cfg.HTTP.IdleTimeout.Value()
 
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { returnMemory(ctx, served.Load); return nil })
 	for _, addr := range cfg.Listen {
 		l, err := guest.Listen(ctx, addr, agent)
 		if err != nil {

@@ -31,7 +31,6 @@ type Conn struct {
 	writing   sync.Mutex  // held by the one writer: Write, ReadFrom, CloseWrite
 	head      []byte      // guarded by writing: the head of a response that waits for its body
 	headTimer *time.Timer // guarded by writing
-	frame     []byte      // guarded by writing: scratch for frames
 
 	turn      turn
 	readable  chan struct{} // capacity 1: something changed for the reader

@@ -64,8 +64,10 @@ func (c *Conn) sendFlags(count int64) wire.Flags {
 
 // sendLeased orders a range on a leased connection. c.mu is held.
 func (c *Conn) sendLeased(send wire.Send) error {
-	c.frame = wire.Append(c.frame[:0], c.session.ID, c.id, c.sendFlags(send.Count), send)
-	if err := c.session.Write(c.frame); err != nil {
+	frame := frames.get()
+	defer frames.put(frame)
+	*frame = wire.Append(*frame, c.session.ID, c.id, c.sendFlags(send.Count), send)
+	if err := c.session.Write(*frame); err != nil {
 		return wire.ReasonHostAway
 	}
 	c.sending, c.sendCount = true, send.Count
@@ -100,9 +102,11 @@ func (c *Conn) handover(send wire.Send) error {
 		c.link, c.session, c.id, c.credit, c.dataSent, c.unCredited, c.outEnd, c.kept = link, s, id, int(s.Hello.Window), 0, 0, false, false
 		c.early = c.in.len()
 		c.sending, c.sendCount = true, send.Count // before the frame leaves: the answer comes on another goroutine, which waits for c.mu
-		c.frame = wire.Append(c.frame[:0], s.ID, id, 0, wire.Handover{State: state})
-		c.frame = wire.Append(c.frame, s.ID, id, c.sendFlags(send.Count), send)
-		if err := s.Write(c.frame); err != nil {
+		frame := frames.get()
+		defer frames.put(frame)
+		*frame = wire.Append(*frame, s.ID, id, 0, wire.Handover{State: state})
+		*frame = wire.Append(*frame, s.ID, id, c.sendFlags(send.Count), send)
+		if err := s.Write(*frame); err != nil {
 			c.sending = false
 			return fmt.Errorf("%w: %w", wire.ReasonHostAway, err)
 		}

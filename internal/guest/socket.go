@@ -21,7 +21,7 @@ type socket struct {
 	next    uint32              // sequence number of the next byte of the client's, as Restore got it, and TakeIn
 	began   uint32              // the congestion window that Restore gave it; 0: the kernel's own
 	frozen  *tcpstate.State     // as Extract found it, for Confirm
-	options *tcpstate.State     // what ReadOptions reads, before the first handover
+	options *tcpstate.State     // what ReadOptions reads, before the first handover; the same as frozen after it
 	stale   bool                // options were changed since
 }
 
@@ -63,7 +63,7 @@ func (s *socket) Extract(st *tcpstate.State) error {
 		if s.stays {
 			st.Ssthresh = 0
 		}
-		s.frozen = st
+		s.frozen, s.options = st, st // one of them is enough: there are thousands of sockets
 		return withReason(err)
 	})
 }

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"io"
 	"io/fs"
 	"net"
@@ -50,7 +51,7 @@ func (c *Conn) wantsHead(missing int64) bool {
 
 // holdHead keeps a head for the body that follows. c.writing is held.
 func (c *Conn) holdHead(p []byte) {
-	c.head = append(c.head[:0], p...)
+	c.head = bytes.Clone(p) // not kept for the next one: most connections are idle
 	if c.headTimer == nil {
 		c.headTimer = time.AfterFunc(headHold, c.flushHead)
 	} else {
@@ -63,7 +64,7 @@ func (c *Conn) takeHead() []byte {
 	head := c.head
 	if len(head) > 0 {
 		c.headTimer.Stop()
-		c.head = c.head[:0]
+		c.head = nil
 	}
 	return head
 }
@@ -154,14 +155,16 @@ func (c *Conn) writeSome(p []byte) (n int, err error, through bool) {
 	if c.end.Phase() != lease.Leased || c.outEnd || c.closed || c.failed != nil {
 		return 0, nil, true // settle has the error; after END or CLOSE another byte would be a breach
 	}
+	frame := frames.get()
+	defer frames.put(frame)
 	for n < len(p) && c.credit > 0 {
 		part := p[n:min(len(p), n+min(c.credit, wire.MaxData))]
 		var flags wire.Flags
 		if n+len(part) < len(p) {
 			flags = wire.FlagMore
 		}
-		c.frame = wire.Append(c.frame[:0], c.session.ID, c.id, flags, wire.Data{Data: part})
-		if err := c.session.Write(c.frame); err != nil {
+		*frame = wire.Append((*frame)[:0], c.session.ID, c.id, flags, wire.Data{Data: part})
+		if err := c.session.Write(*frame); err != nil {
 			return n, nil, true // the session's end will tell
 		}
 		c.credit -= len(part)
