@@ -55,6 +55,8 @@ type Conn struct {
 	outEnd       bool        // END sent, or the socket's writing side shut down
 	sending      bool        // a SEND is under way
 	sendCount    int64       // its bytes
+	asked        time.Time   // the request's first byte; zero when it has been answered
+	ordered      time.Time   // the SEND under way; zero for that of a handover
 	results      chan result // what became of it
 	closed       bool        // the server called Close
 	resets       bool        // Close is to send a RST: SetLinger(0)

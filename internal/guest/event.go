@@ -118,6 +118,9 @@ func (c *Conn) said(p []byte) error {
 	case c.closed: // nobody will read it: keep the window open
 		c.giveCredit(len(p))
 	default:
+		if c.in.len() == 0 && c.asked.IsZero() {
+			c.asked = time.Now()
+		}
 		c.in.add(p)
 		c.wake()
 	}
@@ -133,6 +136,10 @@ func (c *Conn) sent(head wire.Header, payload []byte) error {
 		return fmt.Errorf("%w: no SEND is under way", wire.ErrFormat)
 	}
 	c.sending = false
+	if !c.ordered.IsZero() {
+		c.agent.stats.step(StepOrder, time.Since(c.ordered))
+		c.ordered = time.Time{}
+	}
 	return c.tell(result{kind: wire.TypeSent, reason: m.Reason, bytes: m.Bytes, started: head.Flags&wire.FlagStarted != 0})
 }
 

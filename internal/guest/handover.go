@@ -71,6 +71,11 @@ func (c *Conn) sendLeased(send wire.Send) error {
 		return wire.ReasonHostAway
 	}
 	c.sending, c.sendCount = true, send.Count
+	c.ordered = time.Now()
+	if !c.asked.IsZero() {
+		c.agent.stats.step(StepAnswer, c.ordered.Sub(c.asked))
+		c.asked = time.Time{}
+	}
 	return nil
 }
 
@@ -159,6 +164,7 @@ func (c *Conn) afterUnwinding(cause error) {
 // becomeLocal hands the socket back to the server. c.mu is held.
 func (c *Conn) becomeLocal() {
 	c.session, c.sending = nil, false
+	c.asked, c.ordered = time.Time{}, time.Time{}
 	_ = c.deadlineToSocket()
 	if c.closed {
 		_ = c.tcp.Close()

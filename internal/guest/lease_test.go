@@ -33,7 +33,11 @@ func TestHandover(t *testing.T) {
 	if h.server.phase() != lease.Leased {
 		t.Errorf("phase is %v", h.server.phase())
 	}
-	for range 3 { // one order after the other, no matter how small
+	for i := range 3 { // one order after the other, no matter how small
+		if i > 0 {
+			s.say(h.id, 0, wire.Data{Data: []byte("next")})
+			h.serverReads("next")
+		}
 		f, _ := newFile(10)
 		done := send(h.server, header(10), f)
 		order, head := hear[wire.Send](s)
@@ -50,6 +54,9 @@ func TestHandover(t *testing.T) {
 	if got.Counts.Handovers != 1 || got.Counts.Sends != 4 || got.Counts.SentBytes != bodySize+30 || got.Counts.LocalBytes != 0 ||
 		got.Counts.Relayed != 0 || got.Leases != 1 || len(got.Fallbacks) != 0 {
 		t.Errorf("snapshot is %+v", got)
+	}
+	if answers, orders := got.Steps[StepAnswer].N, got.Steps[StepOrder].N; answers != 2 || orders != 3 {
+		t.Errorf("%d requests of a leased connection were timed, want 2; and %d orders, want 3", answers, orders)
 	}
 	h.server.Close()
 	hear[wire.Close](s)

@@ -24,7 +24,8 @@ var (
 	handoverDesc  = describe("handover_duration_seconds", "How long a handover took, from freezing the socket to the host's GRANTED.")
 	handbackDesc  = describe("handback_duration_seconds", "How long a handback took, from HANDBACK to RELEASED.")
 	stepDesc      = describe("step_duration_seconds", "How long a part of these took: freeze_extract (of a handover), park_restore and release (of a "+
-		"handback); and in mode offload leased (what the host had the connection for) and round_trip (all but that).", "step")
+		"handback); in mode offload leased (what the host had the connection for) and round_trip (all but that); of a response on a leased "+
+		"connection answer (the server, from the request to its order) and order (channel, host, channel).", "step")
 )
 
 // counters are numbers since the start, or since the last POST /stats/reset.

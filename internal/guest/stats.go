@@ -11,7 +11,7 @@ import (
 	"spillway/internal/wire"
 )
 
-// Step is a part of a change of hands that is timed.
+// Step is a part of a change of hands, or of a response on a leased connection, that is timed.
 type Step string
 
 // Steps, in the order in which they happen.
@@ -23,10 +23,13 @@ const (
 	StepHandback Step = "handback"       // HANDBACK to RELEASED: StepRestore and StepRelease
 	StepRound    Step = "round_trip"     // freeze to release, without StepLeased
 	StepLeased   Step = "leased"         // what the host had the connection for: sending, and waiting for the client
+
+	StepAnswer Step = "answer" // leased: from the request's first byte on the channel to the SEND, which is the server's work
+	StepOrder  Step = "order"  // leased: from the SEND to SENT: channel, what the host does, channel
 )
 
 func steps() []Step {
-	return []Step{StepFreeze, StepRestore, StepRelease, StepHandover, StepHandback, StepRound, StepLeased}
+	return []Step{StepFreeze, StepRestore, StepRelease, StepHandover, StepHandback, StepRound, StepLeased, StepAnswer, StepOrder}
 }
 
 // Stats counts what became of the responses. Its methods are safe for concurrent use.

@@ -155,6 +155,7 @@ func (c *Conn) writeSome(p []byte) (n int, err error, through bool) {
 	if c.end.Phase() != lease.Leased || c.outEnd || c.closed || c.failed != nil {
 		return 0, nil, true // settle has the error; after END or CLOSE another byte would be a breach
 	}
+	c.asked = time.Time{} // not by a file alone
 	frame := frames.get()
 	defer frames.put(frame)
 	for n < len(p) && c.credit > 0 {
