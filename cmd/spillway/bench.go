@@ -31,8 +31,9 @@ that is not timed. docs/bench.md explains the figures.`,
 // benchFlags are what every bench can be told.
 type benchFlags struct {
 	labFlags
-	json   string
-	rounds int
+	machines machineFlags // in place of a lab, where the bench can do that
+	json     string
+	rounds   int
 }
 
 func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
@@ -43,7 +44,7 @@ func (f *benchFlags) add(cmd *cobra.Command, defaultVM lab.Kind, rounds int) {
 		if f.rounds < 1 {
 			return fmt.Errorf("--rounds %d: at least 1 is needed", f.rounds)
 		}
-		if err := checkReport(f.json); err != nil {
+		if err := errors.Join(checkReport(f.json), f.machines.check(cmd)); err != nil || f.machines.given() {
 			return err
 		}
 		_, err := f.options(labName(cmd.Name()), "", io.Discard)
@@ -78,8 +79,14 @@ func (f *benchFlags) perRound(n int) (int, error) {
 	return (n + f.rounds - 1) / f.rounds, nil
 }
 
-// run measures plan and publishes the report.
+// run measures plan, in a lab or on the user's machines, and publishes the report.
 func (f *benchFlags) run(cmd *cobra.Command, name, files string, plan evaluation.Plan) (*bench.Report, error) {
+	if f.machines.given() {
+		plan.Rounds = f.rounds
+		return f.measureMachines(cmd, func(m *evaluation.Machines) (*bench.Report, error) {
+			return m.Run(cmd.Context(), name, plan, bench.NewProgress(os.Stderr))
+		})
+	}
 	return f.runWith(cmd, name, files, plan, func(ctx context.Context, opts lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
 		return evaluation.Run(ctx, name, opts, plan, p)
 	})
@@ -190,6 +197,7 @@ VM (in the namespace lab, on the host), and vm-tmpfs (a VM only), which has the 
 	}
 	flags.add(cmd, lab.NetNS, 5)
 	flags.addThreshold(cmd, 0)
+	flags.machines.add(cmd)
 	cmd.Flags().Int64SliceVar(&sizes, "sizes", []int64{4096, 65536, 288_600, 1_400_000, 10_500_000, 25_000_000}, "file sizes, bytes")
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")

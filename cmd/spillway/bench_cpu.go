@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -39,7 +40,15 @@ everything that the VM does. Beside it stands what all CPUs of the machine spent
 			if plan.Cases, err = evaluation.SizeCases(dir, sizes, each); err != nil {
 				return err
 			}
-			report, err := flags.runWith(cmd, "cpu", dir, plan, evaluation.RunCPU)
+			var report *bench.Report
+			switch {
+			case !flags.machines.given():
+				report, err = flags.runWith(cmd, "cpu", dir, plan, evaluation.RunCPU)
+			case len(flags.machines.pids) == 0:
+				return errors.New("--pid is needed: whose CPU time is it about?")
+			default:
+				report, err = flags.run(cmd, "cpu", dir, plan)
+			}
 			if report != nil {
 				printCPU(cmd.OutOrStdout(), report)
 			}
@@ -48,6 +57,7 @@ everything that the VM does. Beside it stands what all CPUs of the machine spent
 	}
 	flags.add(cmd, lab.QEMU, 10)
 	flags.addThreshold(cmd, 0)
+	flags.machines.add(cmd)
 	cmd.Flags().Int64SliceVar(&sizes, "sizes", []int64{10_500_000}, "file sizes, bytes")
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")

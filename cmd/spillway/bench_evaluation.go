@@ -21,9 +21,8 @@ var evaluationArms = []string{"baremetal", "vm", "offload", "lease", "nginx-host
 // evaluationFlags are what the benches of the evaluation can be told.
 type evaluationFlags struct {
 	benchFlags
-	arms    []string
-	targets []string
-	scale   float64
+	arms  []string
+	scale float64
 }
 
 // evaluationRounds give an interval of confidence of 95 %: six values are the least for it.
@@ -36,18 +35,13 @@ func (f *evaluationFlags) add(cmd *cobra.Command, scale string) {
 		if err := checkScale(f.scale); err != nil {
 			return err
 		}
-		if (cmd.Flags().Changed("target") || cmd.Flags().Changed("make")) && f.rounds > 0 {
+		if cmd.Flags().Changed("make") && f.rounds > 0 {
 			return checkReport(f.json) // no lab is needed
 		}
 		return check(cmd, args)
 	}
 	cmd.Flags().StringSliceVar(&f.arms, "arms", evaluationArms, "arms to compare; also vm-cold, vm-tmpfs")
 	cmd.Flags().Float64Var(&f.scale, "scale", 1, scale)
-}
-
-func (f *evaluationFlags) addTargets(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVar(&f.targets, "target", nil, `measure a server that is there instead of a lab, as http://HOST:PORT/PATH/ or NAME=http://…; again for each server. It must
-have the same files below PATH: see --make`)
 }
 
 // plan of the benches of the evaluation.
@@ -57,25 +51,6 @@ func (f *evaluationFlags) plan(connections int) (evaluation.Plan, error) {
 		plan.Arms = append(plan.Arms, lab.Arm(a))
 	}
 	return plan, plan.Validate()
-}
-
-// measure runs a plan in a lab, or against the targets if there are any.
-func (f *evaluationFlags) measure(cmd *cobra.Command, name, files string, plan evaluation.Plan,
-	inLab func(context.Context, lab.Options, evaluation.Plan, *bench.Progress) (*bench.Report, error)) error {
-	if len(f.targets) == 0 {
-		_, err := f.runWith(cmd, name, files, plan, inLab)
-		return err
-	}
-	var targets []evaluation.Target
-	for _, s := range f.targets {
-		t, err := evaluation.ParseTarget(s)
-		if err != nil {
-			return fmt.Errorf("--%w", err)
-		}
-		targets = append(targets, t)
-	}
-	report, err := evaluation.RunTargets(cmd.Context(), name, targets, plan, bench.NewProgress(os.Stderr))
-	return f.publish(cmd, report, err)
 }
 
 func benchMicroCommand() *cobra.Command {
@@ -106,14 +81,13 @@ to spare. Then the command fails, and "bench report" leaves the row out.`,
 				fmt.Fprintf(cmd.OutOrStdout(), "%d files are in %s\n", len(plan.Cases), dir)
 				return nil
 			}
-			return flags.measure(cmd, "micro", files, plan, func(ctx context.Context, o lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
-				return evaluation.Run(ctx, "micro", o, plan, p)
-			})
+			_, err = flags.run(cmd, "micro", files, plan)
+			return err
 		},
 	}
 	flags.add(cmd, "part of the requests of each pass; at least one of each size")
 	flags.addThreshold(cmd, 0)
-	flags.addTargets(cmd)
+	flags.machines.add(cmd)
 	cmd.Flags().Int64SliceVar(&sizes, "sizes", evaluation.MicroSizes(), "file sizes, bytes")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time, each with all requests")
 	cmd.Flags().StringVar(&dir, "make", "", "only make the files, in this directory: for a server that --target is to measure")
@@ -128,7 +102,7 @@ func benchDashCommand() *cobra.Command {
 		Short: "Play the data sets of the paper's Table I, as the paper did (figure 4) and as players do",
 		Long: `Play the data sets of the paper's Table I. First as the paper did: all segments of a set in order over one connection, as fast as they come. Then as players do:
 --players of them at the same time, each taking the sets as one ladder of bit rates, with a buffer of 30 s and pauses while it is full. Their clock runs
---speed times as fast as ours. --target measures the first kind only; its server needs what "spillway dataset --set all" makes with the same --scale.`,
+--speed times as fast as ours. A server of --target, --host or --guest needs what "spillway dataset --set all" makes with the same --scale.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plan, err := flags.plan(1)
@@ -142,14 +116,21 @@ func benchDashCommand() *cobra.Command {
 				return err
 			}
 			plan.Cases, players.Sets = evaluation.SetCases(files), files.Sets
-			return flags.measure(cmd, "dash", dir, plan, func(ctx context.Context, o lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
+			if flags.machines.given() {
+				_, err := flags.measureMachines(cmd, func(m *evaluation.Machines) (*bench.Report, error) {
+					return m.Dash(cmd.Context(), plan, players, bench.NewProgress(os.Stderr))
+				})
+				return err
+			}
+			_, err = flags.runWith(cmd, "dash", dir, plan, func(ctx context.Context, o lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
 				return evaluation.RunDash(ctx, o, plan, players, p)
 			})
+			return err
 		},
 	}
 	flags.add(cmd, "part of the segments of each set, as 0.1; their sizes stay")
 	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
-	flags.addTargets(cmd)
+	flags.machines.add(cmd)
 	cmd.Flags().IntVar(&players.Players, "players", 20, "players at the same time; 0: none, only as the paper did")
 	cmd.Flags().Float64Var(&players.Speed, "speed", 30, "how much faster than ours the players' clock runs")
 	cmd.Flags().DurationVar(&players.Media, "media", 10*time.Minute, "how much of the film each player plays, by its clock")
@@ -175,13 +156,21 @@ func benchConcurrencyCommand() *cobra.Command {
 				return err
 			}
 			requests := max(1, int(flags.scale*float64(n)))
-			return flags.measure(cmd, "concurrency", dir, plan, func(ctx context.Context, o lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
+			if flags.machines.given() {
+				_, err := flags.measureMachines(cmd, func(m *evaluation.Machines) (*bench.Report, error) {
+					return m.Concurrency(cmd.Context(), plan, numbers, requests, bench.NewProgress(os.Stderr))
+				})
+				return err
+			}
+			_, err = flags.runWith(cmd, "concurrency", dir, plan, func(ctx context.Context, o lab.Options, plan evaluation.Plan, p *bench.Progress) (*bench.Report, error) {
 				return evaluation.RunConcurrency(ctx, o, plan, numbers, requests, p)
 			})
+			return err
 		},
 	}
 	flags.add(cmd, "part of the requests")
 	flags.addThreshold(cmd, 0)
+	flags.machines.add(cmd)
 	cmd.Flags().IntSliceVar(&numbers, "connections", []int{1, 3, 10, 30, 100, 300, 1000}, "numbers of connections")
 	cmd.Flags().Int64Var(&size, "size", 288_600, "of the file, bytes")
 	cmd.Flags().IntVarP(&n, "requests", "n", 2000, "requests of each arm and round, over all connections together; at least one over each")

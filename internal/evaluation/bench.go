@@ -121,17 +121,41 @@ func SizeName(size int64) string {
 	return fmt.Sprintf("%d B", size)
 }
 
-// writeFile writes size bytes that depend on nothing but the size, and returns their SHA-256.
+// writeFile makes a file of size bytes that depend on nothing but the size, and returns their SHA-256. One that is there already is left alone: a server may
+// be sending it.
 func writeFile(name string, size int64) (sum string, err error) {
+	seed := [32]byte{}
+	copy(seed[:], fmt.Sprint(size))
+	if there, err := fileSum(name); err == nil {
+		h := sha256.New()
+		if _, err := io.CopyN(h, rand.NewChaCha8(seed), size); err != nil {
+			return "", err
+		}
+		if sum := hex.EncodeToString(h.Sum(nil)); sum == there {
+			return sum, nil
+		}
+	}
 	f, err := os.Create(name)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	seed := [32]byte{}
-	copy(seed[:], fmt.Sprint(size))
 	h := sha256.New()
 	if _, err := io.CopyN(io.MultiWriter(f, h), rand.NewChaCha8(seed), size); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// fileSum is the SHA-256 of a file that is there.
+func fileSum(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil

@@ -34,8 +34,8 @@ type cpuMeter struct {
 }
 
 // armProcesses are the processes that work for an arm, by their names in a report. The others of the lab are idle meanwhile.
-func armProcesses(l *lab.Lab, arm lab.Arm) map[string]int {
-	pids := l.PIDs()
+func armProcesses(s site, arm lab.Arm) map[string]int {
+	pids := s.PIDs()
 	found := map[string]int{}
 	if pid, ok := pids[string(arm)]; ok {
 		found[serverName] = pid
@@ -43,15 +43,15 @@ func armProcesses(l *lab.Lab, arm lab.Arm) map[string]int {
 	if pid, ok := pids[lab.QEMUProcess]; ok && arm != lab.Baremetal && arm != lab.NginxHost {
 		found[lab.QEMUProcess] = pid
 	}
-	if arm == lab.Offload || arm == lab.Lease {
-		found[hostName] = pids["host"]
+	if pid, ok := pids["host"]; ok && offloads(arm) {
+		found[hostName] = pid
 	}
 	return found
 }
 
 // measure adds what the processes of an arm, and all CPUs, take while fn runs.
-func (c *cpuMeter) measure(l *lab.Lab, arm lab.Arm, fn func() error) error {
-	pids := armProcesses(l, arm)
+func (c *cpuMeter) measure(s site, arm lab.Arm, fn func() error) error {
+	pids := armProcesses(s, arm)
 	machine, err := machineTimes()
 	if err != nil {
 		return err

@@ -27,16 +27,21 @@ func RunDash(ctx context.Context, opts lab.Options, plan Plan, players PlayersPl
 			return err
 		}
 		report = bench.NewReport("dash", env)
-		plan.timeline = true
-		report.Rows, err = Measure(ctx, l, plan, progress)
-		if players.Players == 0 || ctx.Err() != nil {
-			return err
-		}
-		rows, playErr := RunPlayers(ctx, l, players, progress)
-		report.Rows = append(report.Rows, rows...)
-		return errors.Join(err, playErr)
+		report.Rows, err = measureDash(ctx, l, plan, players, progress)
+		return err
 	})
 	return report, err
+}
+
+// measureDash returns the rows of the plan, and those of the players.
+func measureDash(ctx context.Context, s site, plan Plan, players PlayersPlan, progress *bench.Progress) ([]bench.Row, error) {
+	plan.timeline = true
+	rows, err := measure(ctx, s, plan, progress)
+	if players.Players == 0 || ctx.Err() != nil {
+		return rows, err
+	}
+	more, playErr := runPlayers(ctx, s, players, progress)
+	return append(rows, more...), errors.Join(err, playErr)
 }
 
 // timelineInterval of a timeline, as long as that makes no more than maxIntervals of them.

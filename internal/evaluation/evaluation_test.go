@@ -43,9 +43,19 @@ func TestSizeCases(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before, err := os.Stat(filepath.Join(dir, "4096.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "100.bin"), make([]byte, 100), 0o644); err != nil { // of the right size only
+		t.Fatal(err)
+	}
 	again, err := SizeCases(dir, []int64{100, 4096}, 3)
 	if err != nil || !cmp.Equal(cases, again) {
 		t.Errorf("a second call makes other cases: %v, %v", again, err)
+	}
+	if after, err := os.Stat(filepath.Join(dir, "4096.bin")); err != nil || !after.ModTime().Equal(before.ModTime()) {
+		t.Errorf("a file that was right has been written again: %v", err)
 	}
 	for i, size := range []int64{100, 4096} {
 		content, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("%d.bin", size)))

@@ -2,11 +2,6 @@ package evaluation
 
 import (
 	"errors"
-	"net"
-	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -182,81 +177,6 @@ func TestPlayersPlan(t *testing.T) {
 		if err := p.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
-	}
-}
-
-func TestParseTarget(t *testing.T) {
-	for s, want := range map[string]Target{
-		"http://10.0.0.1:8080/media/":       {"target", "10.0.0.1:8080", "/media/"},
-		"kvm=http://server/media":           {"kvm", "server:80", "/media/"},
-		"http://[fd00::1]/":                 {"target", "[fd00::1]:80", "/"},
-		"https://server/":                   {},
-		"server:8080":                       {},
-		"=http://server/":                   {},
-		"http:///media/":                    {},
-		"a=b":                               {},
-		"http://server/media/?x=1":          {},
-		"host=http://127.0.0.1:1/a%20b/c/d": {"host", "127.0.0.1:1", "/a%20b/c/d/"},
-	} {
-		got, err := ParseTarget(s)
-		if got != want || (err != nil) != (want == Target{}) {
-			t.Errorf("ParseTarget(%q) = %+v, %v", s, got, err)
-		}
-	}
-}
-
-// TestRunTargets measures two servers that are there; one of them sends something else.
-func TestRunTargets(t *testing.T) {
-	dir := t.TempDir()
-	cases, err := MicroCases(dir, []int64{4096, 65536}, 0.02)
-	if err != nil {
-		t.Fatal(err)
-	}
-	good := httptest.NewServer(http.StripPrefix("/x/", http.FileServer(http.Dir(dir))))
-	defer good.Close()
-	other := t.TempDir()
-	for _, name := range []string{"4096.bin", "65536.bin"} {
-		content, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		content[100] ^= 1
-		if err := os.WriteFile(filepath.Join(other, name), content, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	bad := httptest.NewServer(http.FileServer(http.Dir(other)))
-	defer bad.Close()
-	var targets []Target
-	for _, s := range []string{"good=" + good.URL + "/x", "bad=" + bad.URL} {
-		target, err := ParseTarget(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		targets = append(targets, target)
-	}
-	report, err := RunTargets(t.Context(), "micro", targets, Plan{Cases: cases, Rounds: 3, Connections: 2}, bench.NewProgress(nil))
-	if err == nil || !strings.Contains(err.Error(), "arm bad: 2 wrong bodies") || strings.Contains(err.Error(), "arm good") {
-		t.Errorf("the error is %v", err)
-	}
-	if len(report.Rows) != 4 {
-		t.Fatalf("%d rows", len(report.Rows))
-	}
-	for i, row := range report.Rows {
-		if row.N != len(cases[i/2].Targets)*3*2 || row.Spread.Rounds != 3 || row.CaseBytes != cases[i/2].Targets[0].Bytes || row.Load == nil || row.Connections != 2 {
-			t.Errorf("row %d is %+v", i, row)
-		}
-	}
-	if _, err := RunTargets(t.Context(), "micro", []Target{targets[0], targets[0]}, Plan{Rounds: 1, Connections: 1}, bench.NewProgress(nil)); err == nil {
-		t.Error("two arms of one name")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	if _, err := RunTargets(t.Context(), "micro", []Target{{"gone", l.Addr().String(), "/"}}, Plan{Cases: cases, Rounds: 1, Connections: 1}, bench.NewProgress(nil)); err == nil {
-		t.Error("a server that is not there")
 	}
 }
 

@@ -66,6 +66,11 @@ func (p Plan) Validate() error {
 // Measure runs a plan in a lab and returns a row for each case and arm, cases first. Rows whose figures are not to be trusted, as bodies were
 // wrong or went another way, come together with an error; the first case that cannot be measured at all ends it.
 func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progress) ([]bench.Row, error) {
+	return measure(ctx, l, plan, progress)
+}
+
+// measure is Measure, in a lab or on the user's machines.
+func measure(ctx context.Context, s site, plan Plan, progress *bench.Progress) ([]bench.Row, error) {
 	if plan.Connections == 1 {
 		// One connection needs one CPU; idle Go threads of the client would take the other one from the servers.
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
@@ -73,7 +78,7 @@ func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progres
 	var rows []bench.Row
 	var errs []error
 	for _, c := range plan.Cases {
-		m := measurement{lab: l, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{},
+		m := measurement{site: s, plan: plan, of: c, progress: progress, recorders: map[lab.Arm]*bench.Recorder{},
 			timeouts: map[lab.Arm]bench.Counts{}, meters: map[lab.Arm]*cpuMeter{}, paces: map[lab.Arm]*pace{}, timelines: map[lab.Arm]*tracker{}}
 		got, err := m.run(ctx)
 		rows = append(rows, got...)
@@ -89,7 +94,7 @@ func Measure(ctx context.Context, l *lab.Lab, plan Plan, progress *bench.Progres
 
 // measurement is one case in progress.
 type measurement struct {
-	lab       *lab.Lab
+	site      site
 	plan      Plan
 	of        Case
 	progress  *bench.Progress
@@ -111,10 +116,10 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 		if err := m.pass(ctx, arm, m.distinct(), true, verified[arm]); err != nil {
 			return nil, err
 		}
-		if _, err := settled(ctx, m.lab, arm); err != nil { // else the timed passes would count handovers of this one
+		if _, err := settled(ctx, m.site, arm); err != nil { // else the timed passes would count handovers of this one
 			return nil, err
 		}
-		if err := m.lab.ResetServerStats(ctx, arm); err != nil {
+		if err := m.site.ResetServerStats(ctx, arm); err != nil {
 			return nil, err
 		}
 	}
@@ -133,7 +138,7 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 	var rows []bench.Row
 	var doubts []error
 	for _, arm := range m.plan.Arms {
-		stats, err := settled(ctx, m.lab, arm)
+		stats, err := settled(ctx, m.site, arm)
 		if err != nil {
 			return rows, errors.Join(append(doubts, err)...)
 		}
@@ -169,19 +174,19 @@ func (m *measurement) timedPass(ctx context.Context, arm lab.Arm) error {
 		return pass()
 	}
 	// Asking a server in a VM whether it has settled costs as much as a few requests, and is done before the meter runs.
-	if _, err := settled(ctx, m.lab, arm); err != nil {
+	if _, err := settled(ctx, m.site, arm); err != nil {
 		return err
 	}
-	return m.meters[arm].measure(m.lab, arm, pass)
+	return m.meters[arm].measure(m.site, arm, pass)
 }
 
 // settleTimeout bounds the wait for a server that still learns that its clients have gone.
 const settleTimeout = 5 * time.Second
 
 // settled waits until no connection of an arm is with the host and returns what the server counted up to then.
-func settled(ctx context.Context, l *lab.Lab, arm lab.Arm) (guest.Snapshot, error) {
+func settled(ctx context.Context, s site, arm lab.Arm) (guest.Snapshot, error) {
 	for deadline := time.Now().Add(settleTimeout); ; {
-		stats, err := l.ServerStats(ctx, arm)
+		stats, err := s.ServerStats(ctx, arm)
 		if err != nil || stats.Leases == 0 {
 			return stats, err
 		}
@@ -211,11 +216,12 @@ func (m *measurement) distinct() []bench.Target {
 
 // pass requests the targets through an arm, over new connections.
 func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Target, verify bool, into *bench.Recorder) error {
+	targets = there(m.site, arm, targets)
 	recorders := make([]bench.Recorder, m.plan.Connections)
 	errs := make([]error, m.plan.Connections)
 	clients := make([]*bench.Client, m.plan.Connections)
 	for i := range clients {
-		clients[i] = newClient(m.lab, arm)
+		clients[i] = newClient(m.site, arm)
 		defer clients[i].Close()
 	}
 	if arm == lab.VMCold {
@@ -252,7 +258,7 @@ func (m *measurement) pass(ctx context.Context, arm lab.Arm, targets []bench.Tar
 // coldPass drops the caches before each request. The time for that is no part of any figure.
 func (m *measurement) coldPass(ctx context.Context, c *bench.Client, targets []bench.Target, verify bool, into *bench.Recorder) error {
 	for i, target := range targets {
-		if err := m.lab.DropCaches(ctx, lab.SharedFile(target.Path)); err != nil {
+		if err := m.site.DropCaches(ctx, lab.SharedFile(target.Path)); err != nil {
 			return err
 		}
 		if err := bench.Pass(ctx, c, []bench.Target{target}, verify, into, nil); err != nil {
@@ -266,14 +272,14 @@ func (m *measurement) coldPass(ctx context.Context, c *bench.Client, targets []b
 
 // countTimeouts adds the TCP retransmission timeouts that the kernels count while fn runs.
 func (m *measurement) countTimeouts(ctx context.Context, arm lab.Arm, fn func() error) error {
-	before, err := m.lab.TCPTimeouts(ctx)
+	before, err := m.site.TCPTimeouts(ctx)
 	if err == nil {
 		err = fn()
 	}
 	if err != nil {
 		return err
 	}
-	after, err := m.lab.TCPTimeouts(ctx)
+	after, err := m.site.TCPTimeouts(ctx)
 	if err != nil {
 		return err
 	}
@@ -287,11 +293,6 @@ func (m *measurement) countTimeouts(ctx context.Context, arm lab.Arm, fn func() 
 		m.timeouts[arm][side] += n
 	}
 	return nil
-}
-
-// newClient is a client of an arm. The silence of a round trip is no stall.
-func newClient(l *lab.Lab, arm lab.Arm) *bench.Client {
-	return bench.NewClient(l.Addr(arm), bench.ClientOptions{Dial: l.DialContext, StallAfter: bench.DefaultStallAfter + l.Link.RTT})
 }
 
 // newRow joins what the clients saw in the timed passes and in the check pass with what the server counted. The row is whole even when there is
@@ -322,7 +323,7 @@ func newRow(arm lab.Arm, dataCase string, timed, verified *bench.Recorder, stats
 const minOffloaded = 0.95
 
 func offloaded(arm lab.Arm, responses int, stats guest.Snapshot) error {
-	if arm != lab.Offload && arm != lab.Lease {
+	if !offloads(arm) {
 		return nil
 	}
 	enough := minOffloaded * float64(responses)
@@ -339,7 +340,7 @@ func offloaded(arm lab.Arm, responses int, stats guest.Snapshot) error {
 
 // stalled doubts an arm that offloads and stalls.
 func stalled(arm lab.Arm, row bench.Row) error {
-	if row.Stalls == 0 || arm != lab.Offload && arm != lab.Lease {
+	if row.Stalls == 0 || !offloads(arm) {
 		return nil
 	}
 	return fmt.Errorf("arm %s: %d waits of more than %v within a request; TCP retransmission timeouts meanwhile: %v",

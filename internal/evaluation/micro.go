@@ -61,16 +61,7 @@ func TableFiles(ctx context.Context, dir string, scale float64, progress *bench.
 
 // RunConcurrency requests a file over several numbers of connections at the same time, one after the other. A pass has about as many requests with each.
 func RunConcurrency(ctx context.Context, opts lab.Options, plan Plan, numbers []int, requests int, progress *bench.Progress) (report *bench.Report, err error) {
-	if len(plan.Cases) != 1 || len(plan.Cases[0].Targets) == 0 || len(numbers) == 0 {
-		return nil, errors.New("concurrency: one case and a number of connections are needed")
-	}
-	for i, n := range numbers {
-		if n < 1 || slices.Contains(numbers[:i], n) {
-			return nil, fmt.Errorf("concurrency: %d connections; each number is at least 1, and there once", n)
-		}
-	}
-	plan.Connections = 1
-	if err := errors.Join(plan.Validate(), raiseFileLimit(uint64(slices.Max(numbers)+spareFiles))); err != nil {
+	if err := checkConcurrency(&plan, numbers); err != nil {
 		return nil, err
 	}
 	opts.InMemory, opts.Peers = needs(plan.Arms)
@@ -80,27 +71,46 @@ func RunConcurrency(ctx context.Context, opts lab.Options, plan Plan, numbers []
 			return err
 		}
 		report = bench.NewReport("concurrency", env)
-		var errs []error
-		for _, n := range numbers {
-			p := plan
-			p.Connections = n
-			p.Cases = []Case{{Name: connectionsName(n)}}
-			for range max(1, requests/n) {
-				p.Cases[0].Targets = append(p.Cases[0].Targets, plan.Cases[0].Targets[0])
-			}
-			rows, err := Measure(ctx, l, p, progress)
-			for i := range rows {
-				rows[i].Connections = n
-			}
-			report.Rows = append(report.Rows, rows...)
-			errs = append(errs, err)
-			if len(rows) < len(plan.Arms) {
-				break
-			}
-		}
-		return errors.Join(errs...)
+		report.Rows, err = measureConcurrency(ctx, l, plan, numbers, requests, progress)
+		return err
 	})
 	return report, err
+}
+
+// checkConcurrency tells whether a plan can be measured with these numbers of connections, and makes room for them.
+func checkConcurrency(plan *Plan, numbers []int) error {
+	if len(plan.Cases) != 1 || len(plan.Cases[0].Targets) == 0 || len(numbers) == 0 {
+		return errors.New("concurrency: one case and a number of connections are needed")
+	}
+	for i, n := range numbers {
+		if n < 1 || slices.Contains(numbers[:i], n) {
+			return fmt.Errorf("concurrency: %d connections; each number is at least 1, and there once", n)
+		}
+	}
+	plan.Connections = 1
+	return errors.Join(plan.Validate(), raiseFileLimit(uint64(slices.Max(numbers)+spareFiles)))
+}
+
+// measureConcurrency measures the plan's one case with each number of connections.
+func measureConcurrency(ctx context.Context, s site, plan Plan, numbers []int, requests int, progress *bench.Progress) (all []bench.Row, err error) {
+	var errs []error
+	for _, n := range numbers {
+		p := plan
+		p.Connections = n
+		p.Cases = []Case{{Name: connectionsName(n)}}
+		for range max(1, requests/n) {
+			p.Cases[0].Targets = append(p.Cases[0].Targets, plan.Cases[0].Targets[0])
+		}
+		rows, err := measure(ctx, s, p, progress)
+		for i := range rows {
+			rows[i].Connections = n
+		}
+		all, errs = append(all, rows...), append(errs, err)
+		if len(rows) < len(plan.Arms) {
+			break
+		}
+	}
+	return all, errors.Join(errs...)
 }
 
 func connectionsName(n int) string {

@@ -168,8 +168,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// RunPlayers lets players play in a lab and returns a row for each arm.
-func RunPlayers(ctx context.Context, l *lab.Lab, plan PlayersPlan, progress *bench.Progress) ([]bench.Row, error) {
+// runPlayers lets players play and returns a row for each arm.
+func runPlayers(ctx context.Context, s site, plan PlayersPlan, progress *bench.Progress) ([]bench.Row, error) {
 	if err := plan.Validate(); err != nil {
 		return nil, err
 	}
@@ -182,14 +182,14 @@ func RunPlayers(ctx context.Context, l *lab.Lab, plan PlayersPlan, progress *ben
 	for _, arm := range plan.Arms {
 		names = append(names, string(arm))
 		recorders[arm], seen[arm], paces[arm] = &bench.Recorder{}, &playback{}, &pace{}
-		if err := l.ResetServerStats(ctx, arm); err != nil {
+		if err := s.ResetServerStats(ctx, arm); err != nil {
 			return nil, err
 		}
 	}
 	err = bench.Interleave(ctx, names, plan.Rounds, func(ctx context.Context, name string, round int) error {
 		arm := lab.Arm(name)
 		progress.Step("%d players, %s: round %d of %d", plan.Players, arm, round+1, plan.Rounds)
-		return paces[arm].measure(recorders[arm], func() error { return playRound(ctx, l, arm, plan, ladder, round, recorders[arm], seen[arm]) })
+		return paces[arm].measure(recorders[arm], func() error { return playRound(ctx, s, arm, plan, ladder, round, recorders[arm], seen[arm]) })
 	})
 	if err != nil {
 		return nil, err
@@ -198,7 +198,7 @@ func RunPlayers(ctx context.Context, l *lab.Lab, plan PlayersPlan, progress *ben
 	var rows []bench.Row
 	var doubts []error
 	for _, arm := range plan.Arms {
-		stats, err := settled(ctx, l, arm)
+		stats, err := settled(ctx, s, arm)
 		if err != nil {
 			return rows, errors.Join(append(doubts, err)...)
 		}
@@ -213,21 +213,25 @@ func RunPlayers(ctx context.Context, l *lab.Lab, plan PlayersPlan, progress *ben
 
 // usedHost doubts the figures of an arm that offloads and never did. Not each response must: the lowest rung may be below the threshold.
 func usedHost(arm lab.Arm, stats guest.Snapshot) error {
-	if (arm == lab.Offload || arm == lab.Lease) && stats.Counts.Handovers == 0 {
+	if offloads(arm) && stats.Counts.Handovers == 0 {
 		return fmt.Errorf("arm %s handed no connection over: %v", arm, stats.Fallbacks)
 	}
 	return nil
 }
 
 // playRound lets all players play once. Each begins at another moment of the film, after another pause; the same in every arm.
-func playRound(ctx context.Context, l *lab.Lab, arm lab.Arm, plan PlayersPlan, ladder []rung, round int, into *bench.Recorder, seen *playback) error {
+func playRound(ctx context.Context, s site, arm lab.Arm, plan PlayersPlan, ladder []rung, round int, into *bench.Recorder, seen *playback) error {
 	players := make([]*player, plan.Players)
 	errs := make([]error, plan.Players)
+	ladder = slices.Clone(ladder)
+	for i := range ladder {
+		ladder[i].targets = there(s, arm, ladder[i].targets)
+	}
 	random := rand.New(rand.NewPCG(plan.Seed, uint64(round)))
 	var wait sync.WaitGroup
 	start := time.Now()
 	for i := range players {
-		p := &player{ladder: ladder, plan: plan, client: newClient(l, arm)}
+		p := &player{ladder: ladder, plan: plan, client: newClient(s, arm)}
 		p.at = time.Duration(random.Int64N(int64(plan.Media) + 1))
 		pause := p.real(time.Duration(random.Int64N(int64(maxStartPause))))
 		players[i] = p

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 )
 
 // Addr is where a client reaches an arm's server.
@@ -22,6 +23,9 @@ func (l *Lab) DialContext(ctx context.Context, network, address string) (net.Con
 	}
 	return l.Client.Dial(d, network, address)
 }
+
+// RTT is the round-trip time that the client's link adds.
+func (l *Lab) RTT() time.Duration { return l.Link.RTT }
 
 // HTTPClient is a client in the client's namespace with connections of its own.
 func (l *Lab) HTTPClient() *http.Client {

@@ -35,6 +35,9 @@ func (l *Lab) ResetServerStats(ctx context.Context, arm Arm) error {
 	return err
 }
 
+// AdminURL is where the server of an arm tells its counters, for the client.
+func (l *Lab) AdminURL(arm Arm) string { return l.adminURL(arm, "") }
+
 func (l *Lab) adminURL(arm Arm, path string) string {
 	return "http://" + netip.AddrPortFrom(arm.addr(), arm.adminPort()).String() + path
 }
