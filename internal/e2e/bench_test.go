@@ -20,7 +20,7 @@ func TestVMBench(t *testing.T) {
 	const n, rounds = 3, 2
 	cases, err := evaluation.SizeCases(files, []int64{4096, 2_000_000}, n)
 	must(t, err)
-	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: program, Files: files, Cache: cache}
+	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: vmProgram, Files: files, Cache: cache}
 	arms := lab.AllArms()
 	plan := evaluation.Plan{Cases: cases, Arms: arms, Rounds: rounds, Connections: 1}
 	report, err := evaluation.RunCPU(t.Context(), opts, plan, bench.NewProgress(nil))
@@ -50,7 +50,7 @@ func TestVMBench(t *testing.T) {
 // TestVMSoak disturbs a real VM's lab for a moment.
 func TestVMSoak(t *testing.T) {
 	testkit.CheckFDs(t)
-	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: program, Files: filepath.Join(t.TempDir(), "sizes"), Cache: cache}
+	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: vmProgram, Files: filepath.Join(t.TempDir(), "sizes"), Cache: cache}
 	plan := evaluation.SoakPlan{Duration: patience / 3, Seed: 1, Clients: 4, Sizes: []int64{4096, 288_600, 3_000_000}}
 	counts, err := evaluation.RunSoak(t.Context(), opts, plan, bench.NewProgress(nil))
 	if err != nil || counts["responses whole"] == 0 {
