@@ -122,19 +122,6 @@ func elapsedBySet(r *bench.Report) (Plot, bool, error) {
 		categories(p, rows, elapsed)
 }
 
-// cpuPerGB compares the arms' CPU time.
-func cpuPerGB(r *bench.Report) (Plot, bool, error) {
-	rows := slices.DeleteFunc(published(r), func(row bench.Row) bool { return row.Processes[allProcesses].CPUSecondsPerGB == 0 })
-	if r.Bench != "cpu" || len(rows) == 0 {
-		return Plot{}, false, nil
-	}
-	p := newPlot("CPU time ("+condition(r.Env)+")", "file size", "CPU time of server, daemon and QEMU, s/GB")
-	return Plot{fileName("cpu-per-gb", r), "CPU time for each GB sent", p}, true, categories(p, rows, func(row bench.Row) bench.Interval {
-		v := row.Processes[allProcesses].CPUSecondsPerGB
-		return bench.Interval{Median: v, Low: v, High: v}
-	})
-}
-
 // byConnections shows what many connections together get.
 func byConnections(r *bench.Report) (Plot, bool, error) {
 	rows := published(r)

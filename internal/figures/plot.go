@@ -51,6 +51,8 @@ func newPlot(title, x, y string) *plot.Plot {
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
 	p.Legend.Top = true
 	p.Legend.ThumbnailWidth = 28
+	p.Legend.XOffs, p.Legend.Padding = -vg.Points(4), vg.Points(1)
+	p.X.Tick.Label.Font.Size = vg.Points(9)
 	p.Add(plotter.NewGrid())
 	return p
 }

@@ -44,6 +44,8 @@ type document struct {
 	Refused                 []string
 	BusyPercent             int
 	Crossovers, Predictions string
+	Wanted, Notes, Costs    string // what was wanted, why it is missed, and what each request takes
+	TCGNote                 string
 }
 
 // ErrNothing means that no report has a row that may be published.
@@ -79,6 +81,11 @@ func Write(dir string, files []File) ([]string, error) {
 	}
 	if err := uniquePlots(doc.Reports); err != nil {
 		return nil, err
+	}
+	all, conditions := judgeAll(reports)
+	doc.Wanted, doc.Costs = wantedTable(all, conditions), costTable(reports)
+	if doc.TCG { // which is what the notes are about
+		doc.Notes, doc.TCGNote = missNotes(all), noteOf("TCG")
 	}
 	doc.Crossovers, doc.Predictions = crossoverTable(reports), predictionTable(reports)
 	return doc.write(dir, reports)

@@ -32,12 +32,16 @@ func tables(r *bench.Report) []string {
 	switch {
 	case len(others) == 0:
 	case r.Bench == "dash" || r.Bench == "demo":
-		all = append(all, "Elapsed, s; a dash where a figure is missing or refused.\n\n"+armTable(others, func(row bench.Row) float64 { return elapsed(row).Median }, 2, false))
+		all = append(all, "Elapsed, s; a dash where a figure is missing or refused.\n\n"+armTable(others, passSeconds, 2, false))
+		all = appendTable(all, "Time to the first byte of a response, ms: median (99 % are below).", timesTable(others, firstByte))
 	case r.Bench == "cpu":
-		all = append(all, "CPU time of the processes, s/GB.\n\n"+
-			armTable(others, func(row bench.Row) float64 { return row.Processes[allProcesses].CPUSecondsPerGB }, 3, false))
-	case r.Bench == "handover" || r.Bench == "path" || r.Bench == "idle":
-		all = append(all, "Median time of a request, ms.\n\n"+armTable(others, func(row bench.Row) float64 { return row.MedianUs / 1000 }, 2, false))
+		all = append(all, cpuTable(others))
+	case r.Bench == "path":
+		all = appendTable(all, "Time to the last byte of a response, ms: median (99 % are below).", timesTable(others, lastByte))
+		all = appendTable(all, "Time to its first byte, ms.", timesTable(others, firstByte))
+	case r.Bench == "handover" || r.Bench == "idle":
+		all = appendTable(all, "Time of a request, ms: median (99 % are below).", timesTable(others, lastByte))
+		all = appendTable(all, "Steps of a handover and a handback, µs: median (99 % are below).", stepTable(others))
 	default:
 		all = append(all, "MB/s; a dash where a figure is missing or refused.\n\n"+armTable(others, func(row bench.Row) float64 { return rate(row).Median }, 1, true))
 	}
@@ -45,6 +49,14 @@ func tables(r *bench.Report) []string {
 		all = append(all, playerTable(players))
 	}
 	return all
+}
+
+// appendTable adds a table with its caption, unless it is empty.
+func appendTable(all []string, caption, table string) []string {
+	if table == "" {
+		return all
+	}
+	return append(all, caption+"\n\n"+table)
 }
 
 // ratios of the tables: the first arm to the second.
@@ -87,20 +99,6 @@ func armTable(rows []bench.Row, value func(bench.Row) float64, decimals int, mor
 		note = "\n\nThe last columns say how many times better the first arm is than the second."
 	}
 	return markdownTable(heads, lines) + note
-}
-
-// playerTable shows what players saw.
-func playerTable(rows []bench.Row) string {
-	var lines [][]string
-	for _, arm := range arms(rows) {
-		for _, row := range rows {
-			if p := row.Playback; row.Arm == arm {
-				lines = append(lines, []string{arm, fmt.Sprint(p.Players), fmt.Sprintf("%.0f", p.MeanKbit), fmt.Sprint(p.Stalls), fmt.Sprintf("%.1f", p.StalledS),
-					fmt.Sprint(p.Switches), fmt.Sprintf("%.0f", p.StartupMs), orDash(rate(row).Median, 1, "")})
-			}
-		}
-	}
-	return "Players, by their own clock.\n\n" + markdownTable([]string{"", "players", "mean bit rate, kbit/s", "times stalled", "stalled, s", "switches", "start, ms", "MB/s"}, lines)
 }
 
 func orDash(v float64, decimals int, unit string) string {
