@@ -61,7 +61,7 @@ soak: build ## Disturb a lab for MINUTES (default 10) under clients that check e
 
 SCALE ?= 1
 .PHONY: evaluation
-evaluation: setup build ## Run the whole evaluation (hours; SCALE=0.1 is a tenth); report to build/evaluation
+evaluation: setup build ## Run the whole evaluation (40 minutes; SCALE=0.1 is a tenth); report to build/evaluation
 	build/spillway bench all --cache $(CACHE) --scale $(SCALE) --out build/evaluation
 
 .PHONY: fuzz

@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"spillway/internal/bench"
 	"spillway/internal/config"
@@ -122,9 +124,34 @@ func printTimes(out io.Writer, report *bench.Report, err error) error {
 // publish prints the table and writes the JSON, also of figures that are not to be trusted; err says why, if it is not nil.
 func (f *benchFlags) publish(cmd *cobra.Command, report *bench.Report, err error) error {
 	if report != nil && len(report.Rows) > 0 {
+		report.Command = commandLine(cmd)
 		err = errors.Join(err, publish(cmd.OutOrStdout(), report, f.json))
 	}
 	return err
+}
+
+// commandLine is what a bench was told, flags by name, without where its files are.
+func commandLine(cmd *cobra.Command) string {
+	words := []string{"spillway", "bench", cmd.Name()}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Name == "json" || f.Name == "cache" {
+			return
+		}
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			if values = list.GetSlice(); f.Value.Type() != "stringArray" {
+				values = []string{strings.Join(values, ",")}
+			}
+		}
+		for _, v := range values {
+			if f.Value.Type() == "bool" {
+				words = append(words, "--"+f.Name+"="+v)
+				continue
+			}
+			words = append(words, "--"+f.Name, strings.Trim(v, "[]"))
+		}
+	})
+	return strings.Join(words, " ")
 }
 
 // publish prints the table and writes the JSON, unless its file has no name. Neither keeps the other from being written.

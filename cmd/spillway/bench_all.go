@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,26 +25,31 @@ type step struct {
 	args    []string
 }
 
-// evaluationSteps are all benches of the evaluation with their conditions: as fast as it goes, and the seed's link. What is about handovers is measured
+// evaluationSteps are all benches of the evaluation with their conditions. Each has as many rounds and as large a part of its requests as make all of them take
+// less than 45 minutes in a VM under TCG; scale is a part of that, and rounds, unless they are 0, replace each one's own. What is about handovers is measured
 // without a VM too, as the model's lower bound.
 func evaluationSteps(vm, cache string, scale float64, rounds int) []step {
-	common := func(vm string, more ...string) []string {
-		return append([]string{"--vm", vm, "--cache", cache, "--rounds", fmt.Sprint(rounds)}, more...)
+	one := func(name string, command func() *cobra.Command, vm string, ownRounds int, more ...string) step {
+		n := cmp.Or(rounds, ownRounds)
+		return step{name + ".json", command, append([]string{"--vm", vm, "--cache", cache, "--rounds", fmt.Sprint(n)}, more...)}
 	}
-	part := fmt.Sprint(scale)
-	media := "--media=" + max(time.Minute, time.Duration(scale*float64(10*time.Minute))).String() // the players' part takes its time on any machine
+	part := func(of float64) string { return fmt.Sprintf("--scale=%.4g", of*scale) }
+	media := "--media=" + max(time.Minute, time.Duration(scale*float64(5*time.Minute))).String() // the players' part takes its time on any machine
+	const fourArms = "--arms=baremetal,vm,offload,lease"
 	steps := []step{
-		{"micro-unshaped.json", benchMicroCommand, common(vm, "--scale", part)},
-		{"micro-1gbit.json", benchMicroCommand, common(vm, "--scale", part, "--link", "1gbit")},
-		{"dash-unshaped.json", benchDashCommand, common(vm, "--scale", part, media)},
-		{"dash-1gbit.json", benchDashCommand, common(vm, "--scale", part, media, "--link", "1gbit")},
-		{"dash-40ms.json", benchDashCommand, common(vm, "--scale", part, media, "--link", "40ms,1gbit", "--arms", "baremetal,vm,lease")},
-		{"concurrency-unshaped.json", benchConcurrencyCommand, common(vm, "--scale", part)},
-		{"cpu.json", benchCPUCommand, common(vm, "--requests", scaled(200, scale), "--arms", strings.Join(evaluationArms, ","))},
-		{"handover.json", benchHandoverCommand, common(vm, "--requests", scaled(2000, scale))},
+		one("micro-unshaped", benchMicroCommand, vm, 6, part(1)),
+		one("micro-1gbit", benchMicroCommand, vm, 6, part(0.1), "--link", "1gbit"),
+		one("dash-unshaped", benchDashCommand, vm, 3, part(1), "--players=0"),
+		one("dash-1gbit", benchDashCommand, vm, 3, part(1), "--players=0", "--link", "1gbit", fourArms),
+		one("dash-40ms", benchDashCommand, vm, 3, part(0.1), "--players=0", "--link", "40ms,1gbit", fourArms),
+		one("players", benchDashCommand, vm, 3, part(1), "--only-players", media),
+		one("concurrency", benchConcurrencyCommand, vm, 6, part(0.5)),
+		one("cpu", benchCPUCommand, vm, 6, "--requests", scaled(300, scale), "--arms", strings.Join(evaluationArms, ",")),
+		one("path", benchPathCommand, vm, int(max(1, 30*scale))),
+		one("handover", benchHandoverCommand, vm, 5, "--requests", scaled(2000, scale)),
 	}
 	if vm != string(lab.NetNS) {
-		steps = append(steps, step{"handover-netns.json", benchHandoverCommand, common(string(lab.NetNS), "--requests", scaled(5000, scale))})
+		steps = append(steps, one("handover-netns", benchHandoverCommand, string(lab.NetNS), 5, "--requests", scaled(5000, scale)))
 	}
 	return steps
 }
@@ -55,15 +62,24 @@ func benchAllCommand() *cobra.Command {
 	var scale float64
 	var rounds int
 	var only []string
+	var resume bool
 	cmd := &cobra.Command{
 		Use:   "all",
 		Short: "Run the whole evaluation, and make its report",
 		Long: `Run the whole evaluation, one bench after the other, and make its report: micro and dash as fast as it goes and at 1 Gbit/s, dash with 40 ms of round-trip time,
-concurrency, cpu and handover. A bench that fails, or whose figures are refused in part, does not keep the others from running; what it wrote is in the report,
-and the command fails at the end. With --scale 1 on a VM without KVM it takes hours.`,
+players, concurrency, cpu, path and handover. A bench that fails, or whose figures are refused in part, does not keep the others from running; the report has those that
+did not fail, and the command fails at the end. In a VM under TCG it takes about 40 minutes on a machine that does nothing else.
+
+With --resume a bench is not run again whose JSON is in --out and was measured with the same flags: what was interrupted goes on, and --only repeats some.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkScale(scale); err != nil {
+				return err
+			}
+			if rounds < 0 {
+				return fmt.Errorf("--rounds %d: 0 means each bench's own", rounds)
+			}
+			if err := os.MkdirAll(dir, 0o755); err != nil {
 				return err
 			}
 			steps := evaluationSteps(vm, cache, scale, rounds)
@@ -75,7 +91,7 @@ and the command fails at the end. With --scale 1 on a VM without KVM it takes ho
 				}
 				steps = slices.DeleteFunc(steps, func(s step) bool { return !slices.Contains(only, strings.TrimSuffix(s.file, ".json")) })
 			}
-			return runSteps(cmd, steps, dir)
+			return runSteps(cmd, steps, dir, resume)
 		},
 	}
 	f := cmd.Flags()
@@ -83,7 +99,8 @@ and the command fails at the end. With --scale 1 on a VM without KVM it takes ho
 	f.StringVar(&cache, "cache", "build/cache", "where scripts/setup.sh has put kernel and nginx, and where data sets are kept")
 	f.StringVar(&dir, "out", "build/evaluation", "directory for the JSON of each bench, and for the report")
 	f.Float64Var(&scale, "scale", 1, "part of segments and requests, as 0.1")
-	f.IntVar(&rounds, "rounds", evaluationRounds, "timed passes of each arm")
+	f.IntVar(&rounds, "rounds", 0, "timed passes of each arm, in every bench; 0: each bench's own")
+	f.BoolVar(&resume, "resume", false, "leave out what --out has already, measured with the same flags")
 	f.StringSliceVar(&only, "only", nil, "some of the benches, as micro-unshaped,dash-1gbit")
 	return cmd
 }
@@ -96,22 +113,34 @@ func stepNames(steps []step) []string {
 	return names
 }
 
-// runSteps runs the benches and makes the report of those that wrote something.
-func runSteps(cmd *cobra.Command, steps []step, dir string) error {
+// runSteps runs the benches and makes the report of those that wrote something, or had before.
+func runSteps(cmd *cobra.Command, steps []step, dir string, resume bool) error {
 	var files []figures.File
 	var errs []error
 	for _, s := range steps {
-		fmt.Fprintf(cmd.OutOrStdout(), "\n== %s\n", strings.TrimSuffix(s.file, ".json"))
+		name := strings.TrimSuffix(s.file, ".json")
 		file := filepath.Join(dir, s.file)
+		if r, err := readReport(file); resume && err == nil && r.Report.Command == s.commandLine() {
+			fmt.Fprintf(cmd.OutOrStdout(), "\n== %s: there already\n", name)
+			files = append(files, r)
+			continue
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "\n== %s: %s\n", name, s.commandLine())
+		before, _ := os.Stat(file) // nil: there is none
+		began := time.Now()
 		err := runStep(cmd.Context(), cmd, s, file)
+		if after, statErr := os.Stat(file); !onlyRefused(err) && statErr == nil && !os.SameFile(before, after) { // it was written
+			err = errors.Join(err, os.Rename(file, file+".failed")) // nothing to resume with
+		}
 		if cmd.Context().Err() != nil {
 			return cmd.Context().Err()
 		}
+		fmt.Fprintf(cmd.OutOrStdout(), "== %s took %.0f s\n", name, time.Since(began).Seconds())
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.file, err))
 		}
 		if !onlyRefused(err) {
-			continue // its file, if there is one, is of an earlier run or not to be trusted
+			continue
 		}
 		r, err := readReport(file)
 		if err != nil {
@@ -125,6 +154,15 @@ func runSteps(cmd *cobra.Command, steps []step, dir string) error {
 		fmt.Fprintln(cmd.OutOrStdout(), name)
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// commandLine is what the step's report says that it was measured with.
+func (s step) commandLine() string {
+	c := s.command()
+	if err := c.ParseFlags(s.args); err != nil {
+		return "" // which running it says
+	}
+	return commandLine(c)
 }
 
 // onlyRefused tells whether nothing is wrong but that figures were refused, which are marked.

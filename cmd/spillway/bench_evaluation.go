@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,6 +110,9 @@ func benchDashCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if players.Only && players.Players == 0 {
+				return errors.New("--only-players with --players 0: nothing is left to measure")
+			}
 			players.Arms, players.Rounds = plan.Arms, plan.Rounds
 			dir := filepath.Join(flags.cache, fmt.Sprintf("table1-%g", flags.scale))
 			files, err := evaluation.TableFiles(cmd.Context(), dir, flags.scale, bench.NewProgress(os.Stderr))
@@ -132,6 +136,7 @@ func benchDashCommand() *cobra.Command {
 	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
 	flags.machines.add(cmd)
 	cmd.Flags().IntVar(&players.Players, "players", 20, "players at the same time; 0: none, only as the paper did")
+	cmd.Flags().BoolVar(&players.Only, "only-players", false, "not as the paper did, only as players do")
 	cmd.Flags().Float64Var(&players.Speed, "speed", 30, "how much faster than ours the players' clock runs")
 	cmd.Flags().DurationVar(&players.Media, "media", 10*time.Minute, "how much of the film each player plays, by its clock")
 	return cmd

@@ -18,6 +18,9 @@ type Report struct {
 	Bench  string `json:"bench"` // "demo", "handover", …
 	Env    Env    `json:"env"`
 	Rows   []Row  `json:"rows"`
+
+	// Command is what was typed to measure it, without where files are. Empty: not known.
+	Command string `json:"command,omitempty"`
 }
 
 // Env is where the figures were measured. Unknown is empty or zero.

@@ -36,7 +36,11 @@ func RunDash(ctx context.Context, opts lab.Options, plan Plan, players PlayersPl
 // measureDash returns the rows of the plan, and those of the players.
 func measureDash(ctx context.Context, s site, plan Plan, players PlayersPlan, progress *bench.Progress) ([]bench.Row, error) {
 	plan.timeline = true
-	rows, err := measure(ctx, s, plan, progress)
+	var rows []bench.Row
+	var err error
+	if !players.Only {
+		rows, err = measure(ctx, s, plan, progress)
+	}
 	if players.Players == 0 || ctx.Err() != nil {
 		return rows, err
 	}

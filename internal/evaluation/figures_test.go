@@ -100,6 +100,12 @@ func TestPace(t *testing.T) {
 	if d := cmp.Diff(want, burning.rounds); d != "" {
 		t.Error(d)
 	}
+	var judged, short bench.Row
+	burning.report(&judged, &rec)
+	sleeping.report(&short, &rec)
+	if judged.Load == nil || judged.Load.ClientCPU <= 0 || short.Load != nil || short.Spread == nil {
+		t.Errorf("the load of 400 ms is %+v, that of 100 ms, which are too short to tell, %+v", judged.Load, short.Load)
+	}
 	failed := errors.New("failed")
 	if err := burning.measure(&rec, func() error { return failed }); !errors.Is(err, failed) || len(burning.rounds) != 2 {
 		t.Errorf("a pass that fails: %v, %d rounds", err, len(burning.rounds))

@@ -58,10 +58,14 @@ func (p *pace) measure(rec *bench.Recorder, pass func() error) error {
 	return err
 }
 
+// minJudged is the shortest time of all passes together that tells how busy the machine was: /proc/stat counts in 10 ms, which 6 passes make about 15 ms of
+// doubt, and the limits of a bottleneck need 0.2 CPUs to be told from none.
+const minJudged = 200 * time.Millisecond
+
 // report puts the spread and the load into a row.
 func (p *pace) report(row *bench.Row, rec *bench.Recorder) {
 	row.Spread = rec.SpreadOf(p.rounds)
-	if p.wall > 0 {
+	if p.wall >= minJudged {
 		cpus := p.allowedCPUs / p.passes
 		row.Load = &bench.Load{ClientCPU: rounded(p.client.Seconds() / p.wall.Seconds() / cpus), IdleCPUs: rounded(p.idle.Seconds() / p.wall.Seconds())}
 	}

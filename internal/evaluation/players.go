@@ -25,6 +25,7 @@ type PlayersPlan struct {
 	Speed   float64
 	Media   time.Duration // of the film that each player plays, by its clock
 	Seed    uint64        // of where each begins, and when
+	Only    bool          // in RunDash: nothing but this
 }
 
 // Players' habits, by their clock: those of dash.js (stableBufferTime, and bandwidthSafetyFactor in its throughput rule).

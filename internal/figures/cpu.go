@@ -60,7 +60,7 @@ func cpuPerGB(r *bench.Report) (Plot, bool, error) {
 	}
 	p.NominalX(all...)
 	p.X.Min, p.X.Max = -0.5, float64(len(all))-0.5
-	p.Legend.Left = true
+	legendLeft(p)
 	p.Y.Min = 0
 	roomForLegend(p, 1.25)
 	return Plot{fileName("cpu-per-gb", r), "CPU time for each GB sent", p}, true, nil

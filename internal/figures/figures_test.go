@@ -62,11 +62,19 @@ func samples() []File {
 		for _, n := range []int{1, 10, 1000} {
 			many.Rows = append(many.Rows, bench.Row{Arm: arm, Case: fmt.Sprintf("%d connections", n), Connections: n, N: n, Bytes: 1e9, ElapsedS: 10, MBPerS: 100 + float64(len(arm))})
 		}
-		cpu.Rows = append(cpu.Rows, bench.Row{Arm: arm, Case: "10.5 MB", N: 1, Processes: map[string]bench.Process{allProcesses: {CPUSecondsPerGB: float64(len(arm))}}})
+		cpu.Rows = append(cpu.Rows, bench.Row{Arm: arm, Case: "10.5 MB", N: 1, Processes: map[string]bench.Process{allProcesses: {CPUSecondsPerGB: float64(len(arm))}, "qemu": {CPUSecondsPerGB: float64(len(arm))}}})
 	}
 	handover := bench.NewReport("handover", bench.Env{Accelerator: "none", Kernel: "6.18.5", CPUs: 2, Link: "unshaped"})
 	handover.Rows = []bench.Row{{Arm: "offload", Case: "4 KB", N: 5000, MedianUs: 200, Steps: map[string]bench.Step{handoverStep: {MedianUs: 113}}}}
-	return []File{{"results/micro.json", micro}, {"dash.json", dash}, {"concurrency.json", many}, {"cpu.json", cpu}, {"handover.json", handover}}
+	players := bench.NewReport("dash", bench.Env{Accelerator: "tcg", Link: "unshaped"})
+	players.Rows = []bench.Row{dash.Rows[len(dash.Rows)-1]}
+	path := bench.NewReport("path", bench.Env{Accelerator: "tcg", Link: "40ms,100mbit"})
+	path.Command = "spillway bench path --vm qemu"
+	for _, stage := range []string{"warm-up", "first"} {
+		path.Rows = append(path.Rows, bench.Row{Arm: "lease", Case: "1.4 MB " + stage, N: 30, MedianUs: 159_000, P99Us: 170_250, FirstByteUs: 41_000, FirstByteP99Us: 42_000})
+	}
+	return []File{{"results/micro.json", micro}, {"dash.json", dash}, {"concurrency.json", many}, {"cpu.json", cpu}, {"handover.json", handover},
+		{"players.json", players}, {"path.json", path}}
 }
 
 func TestWrite(t *testing.T) {

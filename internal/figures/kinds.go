@@ -71,7 +71,7 @@ func crossoverPlot(r *bench.Report) (Plot, bool, error) {
 	p := newPlot("Where offloading pays ("+condition(r.Env)+")", "file size", "bandwidth, times that of vm")
 	logX(p, sizeTicks(rows))
 	logY(p)
-	p.Legend.Left = true
+	legendLeft(p)
 	others := slices.DeleteFunc(slices.Clone(rows), func(row bench.Row) bool { return row.Arm == bench.ArmVM })
 	err := lines(p, others, func(row bench.Row) (float64, bench.Interval, bool) {
 		base, ok := of(rows, bench.ArmVM, row.Case)
@@ -135,7 +135,7 @@ func byConnections(r *bench.Report) (Plot, bool, error) {
 	}
 	logX(p, slices.CompactFunc(ticks, func(a, b plot.Tick) bool { return a == b }))
 	logY(p)
-	p.Legend.Left = true
+	legendLeft(p)
 	err := lines(p, rows, func(row bench.Row) (float64, bench.Interval, bool) {
 		return float64(row.Connections), rate(row), rate(row).Low > 0
 	})

@@ -45,6 +45,9 @@ func (p Plot) save(dir string) error {
 // roomForLegend makes the vertical axis that much longer at its upper end.
 func roomForLegend(p *plot.Plot, times float64) { p.Y.Max *= times }
 
+// legendLeft moves the legend to the left, beside the axis.
+func legendLeft(p *plot.Plot) { p.Legend.Left, p.Legend.XOffs = true, -p.Legend.XOffs }
+
 // newPlot is an empty one. Its axes have units.
 func newPlot(title, x, y string) *plot.Plot {
 	p := plot.New()

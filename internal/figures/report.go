@@ -111,6 +111,9 @@ func newSection(f File) (section, error) {
 	if !ok {
 		title = f.Report.Bench
 	}
+	if !slices.ContainsFunc(f.Report.Rows, func(r bench.Row) bool { return r.Playback == nil }) && len(f.Report.Rows) > 0 {
+		title = "Players"
+	}
 	s.Title = title + " (" + s.Condition + ")"
 	s.Tables = tables(f.Report)
 	var err error

@@ -37,7 +37,8 @@ func tables(r *bench.Report) []string {
 	case r.Bench == "cpu":
 		all = append(all, cpuTable(others))
 	case r.Bench == "path":
-		all = appendTable(all, "Time to the last byte of a response, ms: median (99 % are below).", timesTable(others, lastByte))
+		all = appendTable(all, "Time to the last byte of a response, ms: median (99 % are below). warm-up: the first of a connection, by the server's own kernel in every arm; first: the next, which\n"+
+			"`lease` and `offload` hand the connection over for; following: the others.", timesTable(others, lastByte))
 		all = appendTable(all, "Time to its first byte, ms.", timesTable(others, firstByte))
 	case r.Bench == "handover" || r.Bench == "idle":
 		all = appendTable(all, "Time of a request, ms: median (99 % are below).", timesTable(others, lastByte))

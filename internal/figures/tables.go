@@ -18,7 +18,7 @@ func playerTable(rows []bench.Row) string {
 			}
 		}
 	}
-	return "Players, by their own clock.\n\n" + markdownTable([]string{"", "players", "mean bit rate, kbit/s", "times stalled", "stalled, s", "switches", "start, ms", "MB/s"}, lines)
+	return "Players, by their own clock: times stalled are of all of them and all rounds.\n\n" + markdownTable([]string{"", "players", "mean bit rate, kbit/s", "times stalled", "stalled, s", "switches", "start, ms", "MB/s"}, lines)
 }
 
 // firstByte and lastByte of a response, µs: the median and the 99th percentile.
@@ -89,7 +89,7 @@ func stepTable(rows []bench.Row) string {
 }
 
 // processNames of the rows of bench cpu, and what people call them.
-var processNames = []struct{ name, title string }{{"server", "server on the host"}, {"host", "daemon"}, {"qemu", "QEMU, all of the VM"}, {allProcesses, "together"}}
+var processNames = []struct{ name, title string }{{"server", "server"}, {"host", "daemon"}, {"qemu", "QEMU, all of the VM"}, {allProcesses, "together"}}
 
 // cpuTable has a row for each case and arm.
 func cpuTable(rows []bench.Row) string {
