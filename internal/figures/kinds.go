@@ -2,6 +2,7 @@ package figures
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"gonum.org/v1/plot"
@@ -143,6 +144,9 @@ func byConnections(r *bench.Report) (Plot, bool, error) {
 	return Plot{fileName("concurrency-bandwidth", r), "Bandwidth of all connections together", p}, true, err
 }
 
+// farApart are downloads one of which takes that many times as long as the other.
+const farApart = 5
+
 // markersOverTime are enough to tell the lines apart.
 const markersOverTime = 10
 
@@ -171,9 +175,12 @@ func bandwidthOverTime(r *bench.Report) (Plot, bool, error) {
 	}
 	rows = slices.DeleteFunc(rows, func(row bench.Row) bool { return row.Case != rows[0].Case })
 	p := newPlot(fmt.Sprintf("Bandwidth over time, %s (%s)", rows[0].Case, condition(r.Env)), "time since the start, s", "bandwidth, MB/s")
+	shortest, longest := math.Inf(1), 0.0
 	for _, arm := range arms(rows) {
 		row, _ := of(rows, arm, rows[0].Case)
 		var line, marked series
+		length := row.Timeline.IntervalMs * float64(len(row.Timeline.Bytes))
+		shortest, longest = min(shortest, length), max(longest, length)
 		seconds := row.Timeline.IntervalMs / 1000
 		for i, bytes := range row.Timeline.Bytes {
 			v := float64(bytes) / 1e6 / seconds
@@ -186,6 +193,9 @@ func bandwidthOverTime(r *bench.Report) (Plot, bool, error) {
 		if err := over(p, arm, line, marked); err != nil {
 			return Plot{}, false, err
 		}
+	}
+	if longest > farApart*shortest { // else the fast arms share a few millimetres
+		p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.TickerFunc(logTicks)
 	}
 	p.Y.Min = 0
 	roomForLegend(p, 1.6)

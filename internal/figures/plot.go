@@ -107,19 +107,20 @@ func logX(p *plot.Plot, ticks []plot.Tick) {
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.ConstantTicks(ticks)
 }
 
-// logY makes the axis logarithmic, with ticks at 1, 2 and 5 of each power of ten.
-func logY(p *plot.Plot) {
-	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.TickerFunc(func(low, high float64) []plot.Tick {
-		var ticks []plot.Tick
-		for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
-			for _, m := range []float64{1, 2, 5} {
-				if v := m * math.Pow(10, e); v >= low && v <= high {
-					ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%.12g", v)})
-				}
+// logY makes the axis logarithmic.
+func logY(p *plot.Plot) { p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.TickerFunc(logTicks) }
+
+// logTicks are at 1, 2 and 5 of each power of ten.
+func logTicks(low, high float64) []plot.Tick {
+	var ticks []plot.Tick
+	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
+		for _, m := range []float64{1, 2, 5} {
+			if v := m * math.Pow(10, e); v >= low && v <= high {
+				ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%.12g", v)})
 			}
 		}
-		return ticks
-	})
+	}
+	return ticks
 }
 
 // sizeTicks label the sizes that were measured.
