@@ -43,7 +43,7 @@ func evaluationSteps(vm, cache string, scale float64, rounds int) []step {
 		one("dash-1gbit", benchDashCommand, vm, 3, part(1), "--players=0", "--link", "1gbit", fourArms),
 		one("dash-40ms", benchDashCommand, vm, 3, part(0.1), "--players=0", "--link", "40ms,1gbit", fourArms),
 		one("players", benchDashCommand, vm, 3, part(1), "--only-players", media),
-		one("concurrency", benchConcurrencyCommand, vm, 6, part(0.5)),
+		one("concurrency", benchConcurrencyCommand, vm, 3, part(0.25)),
 		one("cpu", benchCPUCommand, vm, 6, "--requests", scaled(300, scale), "--arms", strings.Join(evaluationArms, ",")),
 		one("path", benchPathCommand, vm, int(max(1, 30*scale))),
 		one("handover", benchHandoverCommand, vm, 5, "--requests", scaled(2000, scale)),

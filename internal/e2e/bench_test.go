@@ -66,6 +66,9 @@ func TestBenchMachines(t *testing.T) {
 	const size, n, rounds = 65536, 20, 2
 	_, err := evaluation.SizeCases(files, []int64{size}, 1)
 	must(t, err)
+	const scale = 0.005
+	_, err = evaluation.TableFiles(t.Context(), files, scale, bench.NewProgress(nil))
+	must(t, err)
 	l := newLab(t, &media{dir: files}, func(o *lab.Options) { o.Threshold = 0 })
 	pids := l.PIDs()
 	machines := []string{
@@ -78,11 +81,12 @@ func TestBenchMachines(t *testing.T) {
 	for _, c := range []struct {
 		bench    string
 		args     []string
-		requests int // in the timed passes of a case
+		requests int // in the timed passes of a case; 0: not the same in each
 		rows     int
 	}{
 		{"micro", []string{"--sizes", fmt.Sprint(size), "--scale", "0.04", "--cache", dir}, rounds * n, 4},
 		{"request", []string{"--sizes", fmt.Sprint(size), "-n", fmt.Sprint(rounds * n), "--cache", dir}, rounds * n, 4},
+		{"dash", []string{"--scale", fmt.Sprint(scale), "--players", "2", "--media", "30s", "--speed", "200", "--cache", dir}, 0, 4 * 4},
 		{"concurrency", []string{"--size", fmt.Sprint(size), "-n", fmt.Sprint(n), "--connections", "1,4", "--cache", dir}, rounds * n, 8},
 	} {
 		report := filepath.Join(dir, c.bench+".json")
@@ -105,6 +109,12 @@ func TestBenchMachines(t *testing.T) {
 		for i, row := range r.Rows {
 			arm, connections := string(lab.Arms()[i%4]), int64(max(1, row.Connections))
 			handovers := map[string]int64{"lease": rounds * connections, "offload": int64(c.requests)}[arm]
+			if c.requests == 0 {
+				if row.Arm != arm || row.N == 0 || row.Wrong != 0 || (row.Handovers > 0) != (handovers > 0 || arm == "offload") {
+					t.Errorf("%s, row %d: %+v", c.bench, i, row)
+				}
+				continue
+			}
 			if row.Arm != arm || row.N != c.requests || row.Wrong != 0 || row.Handovers != handovers {
 				t.Errorf("%s, row %d: %+v; want %d handovers", c.bench, i, row, handovers)
 			}

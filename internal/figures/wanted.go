@@ -180,7 +180,7 @@ func wantedTable(all []judged, conditions []string) string {
 		}
 		lines = append(lines, []string{j.want, conditions[i], j.measured, verdict})
 	}
-	return markdownTable([]string{"wanted", "of", "measured", ""}, lines)
+	return markdownTable([]string{"wanted", "where", "measured", ""}, lines)
 }
 
 // notes.md has a section of Markdown for each note of a mark, about why it is missed under TCG, and one about TCG itself.
