@@ -199,9 +199,9 @@ func benchRequestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request",
 		Short: "Time per request for files of several sizes, keep-alive",
-		Long: `Time per request for files of several sizes, keep-alive. Besides the four arms there are two for comparison: vm-cold, whose requests find nothing cached in the
-VM (in the namespace lab, on the host), and vm-tmpfs (a VM only), which has the files in the VM's memory. Fails on a wrong body, and on a wait of over
-150 ms (and the link's round trip) within a request of an arm that offloads.`,
+		Long: `Time per request for files of several sizes, keep-alive. Besides the four arms there are others for comparison: vm-cold, whose requests find nothing cached in
+the VM (in the namespace lab, on the host), and for a VM only vm-virtiofs, which mounts the share with virtiofs, and vm-tmpfs, which has the files in the VM's
+memory. Fails on a wrong body, and on a wait of over 150 ms (and the link's round trip) within a request of an arm that offloads.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir := filepath.Join(flags.cache, "sizes")
@@ -229,7 +229,7 @@ VM (in the namespace lab, on the host), and vm-tmpfs (a VM only), which has the 
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")
 	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"},
-		"arms to compare: baremetal, vm, vm-cold, vm-tmpfs, offload, lease, nginx-host, nginx-vm")
+		"arms to compare: baremetal, vm, vm-cold, vm-virtiofs, vm-tmpfs, offload, lease, nginx-host, nginx-vm")
 	return cmd
 }
 

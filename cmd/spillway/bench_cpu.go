@@ -62,7 +62,7 @@ everything that the VM does. Beside it stands what all CPUs of the machine spent
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")
 	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"},
-		"arms to compare: baremetal, vm, vm-cold, vm-tmpfs, offload, lease")
+		"arms to compare: baremetal, vm, vm-cold, vm-virtiofs, vm-tmpfs, offload, lease")
 	return cmd
 }
 

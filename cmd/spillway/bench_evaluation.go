@@ -41,7 +41,7 @@ func (f *evaluationFlags) add(cmd *cobra.Command, scale string) {
 		}
 		return check(cmd, args)
 	}
-	cmd.Flags().StringSliceVar(&f.arms, "arms", evaluationArms, "arms to compare; also vm-cold, vm-tmpfs")
+	cmd.Flags().StringSliceVar(&f.arms, "arms", evaluationArms, "arms to compare; also vm-cold, vm-virtiofs, vm-tmpfs")
 	cmd.Flags().Float64Var(&f.scale, "scale", 1, scale)
 }
 

@@ -20,7 +20,7 @@ const cache = "../../build/cache"
 func TestVM(t *testing.T) {
 	testkit.CheckFDs(t)
 	files := newBigMedia(t)
-	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: vmProgram, Files: files.dir, Cache: cache}
+	opts := lab.Options{Name: labName(), VM: lab.QEMU, Binary: vmProgram, Files: files.dir, Cache: cache, Virtiofs: true}
 	ctx, cancel := context.WithTimeout(context.Background(), bootPatience)
 	defer cancel()
 	l, err := lab.Up(ctx, opts)
@@ -97,7 +97,7 @@ func vmPrograms(t *testing.T, l *lab.Lab, _ *media) {
 }
 
 func vmConformance(t *testing.T, l *lab.Lab, files *media) {
-	for _, arm := range []lab.Arm{lab.VM, lab.Offload, lab.Lease} {
+	for _, arm := range []lab.Arm{lab.VM, lab.VMVirtiofs, lab.Offload, lab.Lease} {
 		t.Run(string(arm), func(t *testing.T) { conformance(t, l, files, arm) })
 	}
 }

@@ -20,7 +20,7 @@ func RunDash(ctx context.Context, opts lab.Options, plan Plan, players PlayersPl
 			return nil, err
 		}
 	}
-	opts.InMemory, opts.Peers = needs(plan.Arms)
+	equip(&opts, plan.Arms)
 	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
 		env, err := environment(l)
 		if err != nil {

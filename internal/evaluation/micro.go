@@ -64,7 +64,7 @@ func RunConcurrency(ctx context.Context, opts lab.Options, plan Plan, numbers []
 	if err := checkConcurrency(&plan, numbers); err != nil {
 		return nil, err
 	}
-	opts.InMemory, opts.Peers = needs(plan.Arms)
+	equip(&opts, plan.Arms)
 	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
 		env, err := environment(l)
 		if err != nil {
@@ -120,7 +120,9 @@ func connectionsName(n int) string {
 	return fmt.Sprintf("%d connections", n)
 }
 
-// needs tells what a lab must have for arms.
-func needs(arms []lab.Arm) (inMemory, peers bool) {
-	return slices.Contains(arms, lab.VMTmpfs), slices.ContainsFunc(arms, lab.Arm.IsPeer)
+// equip asks for what a lab must have for arms.
+func equip(opts *lab.Options, arms []lab.Arm) {
+	opts.InMemory = slices.Contains(arms, lab.VMTmpfs)
+	opts.Virtiofs = slices.Contains(arms, lab.VMVirtiofs)
+	opts.Peers = slices.ContainsFunc(arms, lab.Arm.IsPeer)
 }

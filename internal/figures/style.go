@@ -31,18 +31,19 @@ var (
 )
 
 // armOrder is the order of the legends and tables; other arms follow in the order of the report.
-var armOrder = []string{"baremetal", "nginx-host", "lease", "offload", "vm", "vm-cold", "vm-tmpfs", "nginx-vm"}
+var armOrder = []string{"baremetal", "nginx-host", "lease", "offload", "vm", "vm-cold", "vm-virtiofs", "vm-tmpfs", "nginx-vm"}
 
 // styles of the arms.
 var styles = map[string]style{
-	"baremetal":  {black, draw.SquareGlyph{}, []vg.Length{6, 3}},
-	"nginx-host": {grey, draw.CrossGlyph{}, []vg.Length{2, 2}},
-	"lease":      {vermilion, draw.CircleGlyph{}, nil},
-	"offload":    {blue, draw.TriangleGlyph{}, nil},
-	"vm":         {green, draw.BoxGlyph{}, nil},
-	"vm-cold":    {skyBlue, draw.PyramidGlyph{}, []vg.Length{4, 2, 1, 2}},
-	"vm-tmpfs":   {purple, draw.RingGlyph{}, []vg.Length{4, 2, 1, 2}},
-	"nginx-vm":   {orange, draw.PlusGlyph{}, []vg.Length{2, 2}},
+	"baremetal":   {black, draw.SquareGlyph{}, []vg.Length{6, 3}},
+	"nginx-host":  {grey, draw.CrossGlyph{}, []vg.Length{2, 2}},
+	"lease":       {vermilion, draw.CircleGlyph{}, nil},
+	"offload":     {blue, draw.TriangleGlyph{}, nil},
+	"vm":          {green, draw.BoxGlyph{}, nil},
+	"vm-cold":     {skyBlue, draw.PyramidGlyph{}, []vg.Length{4, 2, 1, 2}},
+	"vm-tmpfs":    {purple, draw.RingGlyph{}, []vg.Length{4, 2, 1, 2}},
+	"vm-virtiofs": {skyBlue, draw.CircleGlyph{}, []vg.Length{2, 2}},
+	"nginx-vm":    {orange, draw.PlusGlyph{}, []vg.Length{2, 2}},
 }
 
 // spare styles are for arms of a name that is not known, as those of --target.

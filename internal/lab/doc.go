@@ -75,6 +75,8 @@ const (
 	VMCold Arm = "vm-cold"
 	// VMTmpfs is VM, with a copy of the files in the guest's memory. Only a lab that was made with Options.InMemory has it.
 	VMTmpfs Arm = "vm-tmpfs"
+	// VMVirtiofs is VM, reading the share through virtiofs. Only a lab that was made with Options.Virtiofs has it.
+	VMVirtiofs Arm = "vm-virtiofs"
 	// Second is Lease in the second guest, of a lab that was made with Options.SecondGuest.
 	Second Arm = "second"
 )
@@ -84,7 +86,7 @@ func Arms() []Arm { return []Arm{Baremetal, VM, Offload, Lease} }
 
 // AllArms are Arms, and those that a lab has for comparison.
 func AllArms() []Arm {
-	return []Arm{Baremetal, VM, VMCold, VMTmpfs, Offload, Lease, NginxHost, NginxVM}
+	return []Arm{Baremetal, VM, VMCold, VMVirtiofs, VMTmpfs, Offload, Lease, NginxHost, NginxVM}
 }
 
 // guestServers are the arms whose server is ours and in the guest.
@@ -97,6 +99,9 @@ func (o Options) servers() []Arm {
 	arms := Arms()
 	if o.InMemory {
 		arms = append(arms, VMTmpfs)
+	}
+	if o.Virtiofs {
+		arms = append(arms, VMVirtiofs)
 	}
 	if o.Peers {
 		arms = append(arms, NginxHost, NginxVM)
@@ -113,7 +118,7 @@ func (a Arm) offloads() bool { return a == Offload || a == Lease || a == Second 
 // Ports of an arm's server.
 func (a Arm) port() uint16 {
 	return map[Arm]uint16{
-		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, Second: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084,
+		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, Second: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084, VMVirtiofs: 8085,
 	}[a]
 }
 

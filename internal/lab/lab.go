@@ -41,6 +41,7 @@ type Options struct {
 	MaxLeases int              // that the guest may have; 0: the daemon's default
 	Link      Link             // between client and host
 	InMemory  bool             // there is an arm VMTmpfs; QEMU only
+	Virtiofs  bool             // there is an arm VMVirtiofs; QEMU only
 	// Origin is where the daemon fills the share of the offloading servers from: a directory, or an address that the lab's host reaches, such as OwnOrigin.
 	// Empty: the share is Files. The other arms serve Files all the same.
 	Origin      string
@@ -105,6 +106,9 @@ func (o Options) Validate() error {
 	}
 	if o.InMemory && o.VM != QEMU {
 		return fmt.Errorf("arm %s: it needs a guest with memory of its own; use qemu", VMTmpfs)
+	}
+	if o.Virtiofs && o.VM != QEMU {
+		return fmt.Errorf("arm %s: virtiofs needs a VM; use qemu", VMVirtiofs)
 	}
 	if o.SecondGuest && o.VM != NetNS {
 		return fmt.Errorf("arm %s: a second guest is a namespace; use netns", Second)

@@ -18,10 +18,13 @@ import (
 	"spillway/internal/qemu"
 )
 
-// guestMount is where the guest mounts the share, guestMemory where a copy of it lies in the root file system, which is in the guest's memory.
+// guestMount is where the guest mounts the share, guestVirtiofs where it does so once more with virtiofs, and guestMemory where a copy of it lies in the root file system, which is in the guest's memory.
 const (
 	guestMount  = "/mnt/media"
 	guestMemory = "/media"
+
+	virtiofsTag   = "media-virtiofs"
+	guestVirtiofs = "/mnt/virtiofs"
 )
 
 // guestMiB is the memory of a guest that holds no files.
@@ -48,7 +51,7 @@ func (l *Lab) vmConfig() qemu.Config {
 			channels = append(channels, qemu.Channel{Name: channelPort(arm, i), SocketPath: l.channelSocket(arm, i)})
 		}
 	}
-	return qemu.Config{
+	cfg := qemu.Config{
 		Name:      namespaceName(l.Name, vmName),
 		RunDir:    filepath.Join(l.Dir, vmName),
 		Taps:      []qemu.Tap{{IfName: guestLink, MAC: guestMAC, NetNS: l.Host.Path()}},
@@ -58,6 +61,10 @@ func (l *Lab) vmConfig() qemu.Config {
 		MemoryMiB: guestMiB,
 		Detached:  l.Detached,
 	}
+	if l.Virtiofs {
+		cfg.Virtiofs = []qemu.ShareVirtiofs{{Tag: virtiofsTag, Path: l.Files}}
+	}
+	return cfg
 }
 
 // startVM boots the VM and waits until its init says that it is ready.
@@ -111,7 +118,11 @@ func (l *Lab) boot(ctx context.Context, cfg qemu.Config) (err error) {
 
 // writeInitramfs makes the guest's file system: our own binary is its init, and its servers are the same binary.
 func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
-	modules, err := kernel.Modules(qemu.GuestModules()...)
+	wanted := qemu.GuestModules()
+	if l.Virtiofs {
+		wanted = append(wanted, "virtiofs")
+	}
+	modules, err := kernel.Modules(wanted...)
 	if err != nil {
 		return err
 	}
@@ -129,13 +140,19 @@ func (l *Lab) writeInitramfs(kernel qemu.Kernel, file string) error {
 			Source: shareName, Target: guestMount, Type: "9p", Options: guestinit.Options9p, ReadOnly: true,
 		}},
 	}
+	if l.Virtiofs {
+		spec.Mounts = append(spec.Mounts, guestinit.Mount{Source: virtiofsTag, Target: guestVirtiofs, Type: "virtiofs", ReadOnly: true})
+	}
 	if l.Congestion != "" {
 		spec.Sysctls = map[string]string{"net.ipv4.tcp_congestion_control": l.Congestion}
 	}
 	for _, arm := range l.guestServers() {
 		mount := guestMount
-		if arm == VMTmpfs {
+		switch arm {
+		case VMTmpfs:
 			mount = guestMemory
+		case VMVirtiofs:
+			mount = guestVirtiofs
 		}
 		spec.Commands = append(spec.Commands, guestinit.Command{
 			Name: string(arm),

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,11 +53,15 @@ func TestGuest(t *testing.T) {
 			},
 		}},
 		Sysctls:  map[string]string{"net.ipv4.tcp_fin_timeout": "17"},
-		Mounts:   []guestinit.Mount{{Source: "media", Target: "/media", Type: "9p", Options: guestinit.Options9p, ReadOnly: true}},
+		Mounts: []guestinit.Mount{
+			{Source: "media", Target: "/media", Type: "9p", Options: guestinit.Options9p, ReadOnly: true},
+			{Source: "media-fs", Target: "/media-fs", Type: "virtiofs", ReadOnly: true},
+		},
 		Commands: []guestinit.Command{{Name: "echo", Args: []string{"/init", "echo"}}},
 	})
 	cfg.Taps = []Tap{{IfName: tapName, MAC: mac, NetNS: nsPath}}
 	cfg.Shares = []Share9p{{Tag: "media", Path: share}}
+	cfg.Virtiofs = []ShareVirtiofs{{Tag: "media-fs", Path: share}}
 	daemon, control := filepath.Join(cfg.RunDir, "daemon.sock"), filepath.Join(cfg.RunDir, "ctl.sock")
 	cfg.Channels = []Channel{
 		{Name: "spillway.0", SocketPath: daemon}, // nobody listens there yet
@@ -88,11 +93,13 @@ func TestGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ctl.Close()
-	t.Run("9p", func(t *testing.T) {
-		if got, err := ctl.Cat(ctx, "/media/segment"); err != nil || string(got) != "from the host" {
-			t.Errorf("Cat = %q, %v", got, err)
-		}
-	})
+	for kind, name := range map[string]string{"9p": "/media/segment", "virtiofs": "/media-fs/segment"} {
+		t.Run(kind, func(t *testing.T) {
+			if got, err := ctl.Cat(ctx, name); err != nil || string(got) != "from the host" {
+				t.Errorf("Cat = %q, %v", got, err)
+			}
+		})
+	}
 	t.Run("network", func(t *testing.T) {
 		for _, addr := range []netip.Addr{guest4.Addr(), guest6.Addr()} {
 			if err := inside(func() error { return echoTCP(addr) }); err != nil {
@@ -127,6 +134,11 @@ func TestGuest(t *testing.T) {
 		for _, socket := range cfg.withDefaults().ownSockets() {
 			if _, err := os.Lstat(socket); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("%s is left: %v", socket, err)
+			}
+		}
+		for _, s := range vm.servers {
+			if err := s.process.Signal(syscall.Signal(0)); !errors.Is(err, os.ErrProcessDone) {
+				t.Errorf("the server of a virtiofs share, pid %d, is left: %v", s.process.Pid, err)
 			}
 		}
 		if _, err := Attach(ctx, cfg); !errors.Is(err, ErrNotRunning) {

@@ -40,6 +40,7 @@ type Config struct {
 	RunDir    string
 	Taps      []Tap
 	Shares    []Share9p
+	Virtiofs  []ShareVirtiofs
 	Channels  []Channel
 	QMPSocket string   // default: qmp.sock in RunDir
 	ExtraArgs []string // more QEMU arguments
@@ -65,6 +66,13 @@ type Tap struct {
 type Share9p struct {
 	Tag  string // the guest's name for it, at most 31 bytes
 	Path string
+}
+
+// ShareVirtiofs is a directory of the host that the guest can mount with virtiofs. Debian's virtiofsd, which Start starts, cannot export read-only: what a guest
+// must not write to has to be mounted read-only on the host.
+type ShareVirtiofs struct {
+	Tag  string // the guest's name for it, at most 36 bytes
+	Path string // without a comma
 }
 
 // Channel is one virtio-serial port of the guest, backed by a unix socket on the host.
@@ -114,19 +122,25 @@ func (c Config) validate() error {
 		}
 		sockets = append(sockets, ch.SocketPath)
 	}
-	for _, s := range sockets {
-		if s == "" || len(s) > maxSocketPathBytes {
-			return fmt.Errorf("socket path %q: must have 1 to %d bytes; use a shorter run directory", s, maxSocketPathBytes)
-		}
-	}
 	for _, t := range c.Taps {
 		if t.IfName == "" || len(t.MAC) != 6 {
 			return fmt.Errorf("tap %q with MAC %q: needs an interface name and a MAC of six bytes", t.IfName, t.MAC)
 		}
 	}
+	for i, s := range c.Virtiofs {
+		if s.Tag == "" || len(s.Tag) > 36 || s.Path == "" || strings.Contains(s.Path, ",") { // struct virtio_fs_config, include/uapi/linux/virtio_fs.h
+			return fmt.Errorf("virtiofs share %q at %q: needs a tag of 1 to 36 bytes and a path without a comma", s.Tag, s.Path)
+		}
+		sockets = append(sockets, c.virtiofsSocket(i))
+	}
 	for _, s := range c.Shares {
 		if s.Tag == "" || len(s.Tag) > 31 || s.Path == "" { // MAX_TAG_LEN, hw/9pfs/virtio-9p.h
 			return fmt.Errorf("share %q at %q: needs a tag of 1 to 31 bytes and a path", s.Tag, s.Path)
+		}
+	}
+	for _, s := range sockets {
+		if s == "" || len(s) > maxSocketPathBytes {
+			return fmt.Errorf("socket path %q: must have 1 to %d bytes; use a shorter run directory", s, maxSocketPathBytes)
 		}
 	}
 	return nil
@@ -139,6 +153,9 @@ func (c Config) ownSockets() []string {
 		if ch.Listen {
 			sockets = append(sockets, ch.SocketPath)
 		}
+	}
+	for i := range c.Virtiofs {
+		sockets = append(sockets, c.virtiofsSocket(i))
 	}
 	return sockets
 }
@@ -196,6 +213,14 @@ func (c Config) args(v Version) []string {
 		args = append(args,
 			"-fsdev", fmt.Sprintf("local,id=fs%d,path=%s,security_model=none,readonly=on,multidevs=remap", i, escape(s.Path)),
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=fs%d,mount_tag=%s", i, escape(s.Tag)))
+	}
+	if len(c.Virtiofs) > 0 { // whose server reads and writes the guest's memory
+		args = append(args, "-object", fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", c.MemoryMiB), "-numa", "node,memdev=memory")
+	}
+	for i, s := range c.Virtiofs {
+		args = append(args,
+			"-chardev", fmt.Sprintf("socket,id=virtiofs%d,path=%s", i, escape(c.virtiofsSocket(i))),
+			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=virtiofs%d,tag=%s", i, escape(s.Tag)))
 	}
 	if len(c.Channels) > 0 {
 		args = append(args, "-device", serialDevice(len(c.Channels)))

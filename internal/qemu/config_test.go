@@ -20,7 +20,8 @@ func fullConfig() Config {
 			{IfName: "tap0", MAC: net.HardwareAddr{0x52, 0x54, 0, 0x77, 0, 0x10}, NetNS: "/run/netns/host"},
 			{IfName: "tap1", MAC: net.HardwareAddr{0x52, 0x54, 0, 0x77, 0, 0x11}},
 		},
-		Shares: []Share9p{{Tag: "media", Path: "/srv/media,hd"}},
+		Shares:   []Share9p{{Tag: "media", Path: "/srv/media,hd"}},
+		Virtiofs: []ShareVirtiofs{{Tag: "media-fs", Path: "/srv/media"}},
 		Channels: []Channel{
 			{Name: "spillway.0", SocketPath: "/run/spillway/vm0.sock"},
 			{Name: "spillway.ctl", SocketPath: "/run/vm0/ctl.sock", Listen: true},
@@ -80,6 +81,9 @@ func TestValidate(t *testing.T) {
 		"tap no MAC":        func(c *Config) { c.Taps[0].MAC = nil },
 		"tap no name":       func(c *Config) { c.Taps[0].IfName = "" },
 		"share no path":     func(c *Config) { c.Shares[0].Path = "" },
+		"virtiofs tag":      func(c *Config) { c.Virtiofs[0].Tag = strings.Repeat("x", 37) },
+		"virtiofs comma":    func(c *Config) { c.Virtiofs[0].Path = "/a,b" },
+		"virtiofs socket":   func(c *Config) { c.RunDir, c.QMPSocket = "/"+strings.Repeat("x", 100), "/q" },
 		"share's tag":       func(c *Config) { c.Shares[0].Tag = strings.Repeat("x", 32) },
 	} {
 		c := fullConfig().withDefaults()

@@ -84,7 +84,7 @@ func testConfig(t *testing.T, spec guestinit.Spec) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	modules, err := kernel.Modules(GuestModules()...)
+	modules, err := kernel.Modules(append(GuestModules(), "virtiofs")...)
 	if err != nil {
 		t.Fatal(err)
 	}

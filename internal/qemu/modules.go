@@ -24,7 +24,7 @@ type Module struct {
 var ErrNoModule = errors.New("the kernel has no such module")
 
 // GuestModules returns the modules that a guest of this package needs: PCI transport, network interface, virtio-serial and
-// 9p shares.
+// 9p shares. Virtiofs shares need the module virtiofs, too.
 func GuestModules() []string {
 	return []string{"virtio_pci", "virtio_net", "virtio_console", "9p", "9pnet_virtio"}
 }

@@ -21,6 +21,7 @@ type VM struct {
 	process *os.Process
 	version Version
 	accel   Accel
+	servers []server // of virtiofs shares; complete before QEMU starts
 
 	done    chan struct{} // closed when the process has ended
 	exitErr error         // how it ended: nil for status 0, or when it was no child of ours; read only after done
@@ -70,7 +71,7 @@ func bestAccel() Accel {
 	return AccelTCG
 }
 
-// exec starts the process and the goroutine that waits for its end.
+// exec starts the process, and before it the servers of its shares.
 func (vm *VM) exec() error {
 	cmd := exec.Command(vm.cfg.Binary, vm.cfg.args(vm.version)...)
 	output, err := os.Create(vm.cfg.logPath())
@@ -91,6 +92,27 @@ func (vm *VM) exec() error {
 		defer tap.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, tap)
 	}
+	for i := range vm.cfg.Virtiofs {
+		if err := vm.startVirtiofs(i); err != nil {
+			vm.endServers()
+			return err
+		}
+	}
+	err = vm.startProcess(cmd, func(err error) {
+		vm.endServers()
+		vm.exitErr = err
+		close(vm.done)
+	})
+	if err != nil {
+		vm.endServers()
+		return err
+	}
+	vm.process = cmd.Process
+	return nil
+}
+
+// startProcess starts a process of the VM. ended is called when it has ended.
+func (vm *VM) startProcess(cmd *exec.Cmd, ended func(error)) error {
 	// Out of our process group in any case: an interrupt typed at the terminal is ours to handle, not QEMU's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if vm.cfg.Detached {
@@ -104,15 +126,10 @@ func (vm *VM) exec() error {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			vm.exitErr = cmd.Wait()
-			close(vm.done)
+			ended(cmd.Wait())
 		}
 	}()
-	if err := <-started; err != nil {
-		return err
-	}
-	vm.process = cmd.Process
-	return nil
+	return <-started
 }
 
 // identify waits for QMP and asks which accelerator is in use.
