@@ -27,6 +27,7 @@ var (
 	blue      = color.RGBA{0, 114, 178, 255}
 	vermilion = color.RGBA{213, 94, 0, 255}
 	purple    = color.RGBA{204, 121, 167, 255}
+	olive     = color.RGBA{150, 135, 20, 255} // their yellow, dark enough for paper
 	grey      = color.RGBA{110, 110, 110, 255}
 )
 
@@ -42,8 +43,24 @@ var styles = map[string]style{
 	"vm":          {green, draw.BoxGlyph{}, nil},
 	"vm-cold":     {skyBlue, draw.PyramidGlyph{}, []vg.Length{4, 2, 1, 2}},
 	"vm-tmpfs":    {purple, draw.RingGlyph{}, []vg.Length{4, 2, 1, 2}},
-	"vm-virtiofs": {skyBlue, draw.CircleGlyph{}, []vg.Length{2, 2}},
+	"vm-virtiofs": {olive, diamondGlyph{}, []vg.Length{2, 2}},
 	"nginx-vm":    {orange, draw.PlusGlyph{}, []vg.Length{2, 2}},
+}
+
+// diamondGlyph is a filled square that stands on a corner.
+type diamondGlyph struct{}
+
+// DrawGlyph implements draw.GlyphDrawer.
+func (diamondGlyph) DrawGlyph(c *draw.Canvas, style draw.GlyphStyle, at vg.Point) {
+	c.SetColor(style.Color)
+	var p vg.Path
+	r := style.Radius
+	p.Move(vg.Point{X: at.X - r, Y: at.Y})
+	p.Line(vg.Point{X: at.X, Y: at.Y - r})
+	p.Line(vg.Point{X: at.X + r, Y: at.Y})
+	p.Line(vg.Point{X: at.X, Y: at.Y + r})
+	p.Close()
+	c.Fill(p)
 }
 
 // spare styles are for arms of a name that is not known, as those of --target.
