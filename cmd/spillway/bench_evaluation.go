@@ -178,6 +178,6 @@ func benchConcurrencyCommand() *cobra.Command {
 	flags.machines.add(cmd)
 	cmd.Flags().IntSliceVar(&numbers, "connections", []int{1, 3, 10, 30, 100, 300, 1000}, "numbers of connections")
 	cmd.Flags().Int64Var(&size, "size", 288_600, "of the file, bytes")
-	cmd.Flags().IntVarP(&n, "requests", "n", 2000, "requests of each arm and round, over all connections together; at least one over each")
+	cmd.Flags().IntVarP(&n, "requests", "n", 2000, "requests of each arm and round, over all connections together; at least three over each")
 	return cmd
 }

@@ -226,13 +226,13 @@ func TestRunConcurrency(t *testing.T) {
 	}
 	opts := lab.Options{Name: labName(), VM: lab.NetNS, Binary: buildBinary(t), Files: dir}
 	plan := Plan{Cases: cases, Arms: []lab.Arm{lab.VM, lab.Lease}, Rounds: 1, Refuse: true}
-	report, err := RunConcurrency(t.Context(), opts, plan, []int{1, 20}, 40, bench.NewProgress(nil))
+	report, err := RunConcurrency(t.Context(), opts, plan, []int{1, 20}, 60, bench.NewProgress(nil))
 	onlyBottlenecks(t, err)
 	if report == nil || len(report.Rows) != 4 {
 		t.Fatalf("the report is %+v, %v", report, err)
 	}
 	for i, row := range report.Rows {
-		if row.N != 40 || row.Connections != []int{1, 20}[i/2] || row.Arm == "lease" && row.Handovers != int64(row.Connections) {
+		if row.N != 60 || row.Connections != []int{1, 20}[i/2] || row.Arm == "lease" && row.Handovers != int64(row.Connections) {
 			t.Errorf("row %d is %+v", i, row)
 		}
 	}

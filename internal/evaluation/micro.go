@@ -91,6 +91,9 @@ func checkConcurrency(plan *Plan, numbers []int) error {
 	return errors.Join(plan.Validate(), raiseFileLimit(uint64(slices.Max(numbers)+spareFiles)))
 }
 
+// minEach is how many requests a connection has at least: with one alone the figure of many connections would be that of their first requests, and of nothing else.
+const minEach = 3
+
 // measureConcurrency measures the plan's one case with each number of connections.
 func measureConcurrency(ctx context.Context, s site, plan Plan, numbers []int, requests int, progress *bench.Progress) (all []bench.Row, err error) {
 	var errs []error
@@ -98,7 +101,7 @@ func measureConcurrency(ctx context.Context, s site, plan Plan, numbers []int, r
 		p := plan
 		p.Connections = n
 		p.Cases = []Case{{Name: connectionsName(n)}}
-		for range max(1, requests/n) {
+		for range max(minEach, requests/n) {
 			p.Cases[0].Targets = append(p.Cases[0].Targets, plan.Cases[0].Targets[0])
 		}
 		rows, err := measure(ctx, s, p, progress)
