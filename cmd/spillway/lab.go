@@ -118,7 +118,7 @@ namespaces of their own. It needs root, and for a VM what scripts/setup.sh insta
 	cmd.Flags().StringVar(&files, "files", "", "directory to share; default: a small data set")
 	cmd.Flags().StringVar(&origin, "origin", "", `fill the share of the offloading servers from here, into a cache on the host (docs/cache.md): a directory, a URL that the
 lab's host reaches, or "own" for the lab's bare-metal server, which has --files; default: they share --files`)
-	cmd.Flags().BoolVar(&secondGuest, "second-guest", false, "have one more guest, with one server, on the same host; netns only")
+	cmd.Flags().BoolVar(&secondGuest, "second-guest", false, "have one more guest, with one server, on the same host")
 	return cmd
 }
 

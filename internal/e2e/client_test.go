@@ -125,6 +125,22 @@ func (c *client) take(want []byte) bool {
 	return err == nil
 }
 
+// rest reads n bytes, or as many as come.
+func (c *client) rest(n int) ([]byte, error) {
+	buf := make([]byte, n)
+	for got := 0; got < n; {
+		if err := c.SetReadDeadline(time.Now().Add(c.patience)); err != nil {
+			return buf[:got], err
+		}
+		m, err := c.r.Read(buf[got:])
+		got += m
+		if err != nil {
+			return buf[:got], err
+		}
+	}
+	return buf, nil
+}
+
 var errWrongByte = errors.New("wrong byte")
 
 // compare reads want and returns how many bytes of it came. patience is for each read.

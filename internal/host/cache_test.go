@@ -16,11 +16,12 @@ import (
 	"spillway/internal/wire"
 )
 
-// originServer serves "big" and, after a gate is opened, "slow", and the rest of "half".
+// originServer serves "big" and, after a gate is opened, "slow", the rest of "half", and what is asked about "late" behind the first question.
 type originServer struct {
 	*httptest.Server
 	gate chan struct{}
 	gets atomic.Int64
+	late atomic.Int64 // questions about "late"
 	etag atomic.Int64
 }
 
@@ -56,7 +57,7 @@ func newCacheRig(t *testing.T) (*rig, *originServer) {
 			o.gets.Add(1)
 		}
 		switch {
-		case req.URL.Path == "/slow" && req.Method == http.MethodGet, req.URL.Path == "/slowstat":
+		case req.URL.Path == "/slow" && req.Method == http.MethodGet, req.URL.Path == "/slowstat", req.URL.Path == "/late" && o.late.Add(1) > 1:
 			select {
 			case <-o.gate:
 			case <-req.Context().Done():
@@ -68,7 +69,7 @@ func newCacheRig(t *testing.T) (*rig, *originServer) {
 				case <-req.Context().Done():
 				}
 			}}
-		case req.URL.Path != "/big" && req.URL.Path != "/slow" && req.URL.Path != "/half" && req.URL.Path != "/brief":
+		case req.URL.Path != "/big" && req.URL.Path != "/slow" && req.URL.Path != "/half" && req.URL.Path != "/brief" && req.URL.Path != "/late":
 			http.NotFound(w, req)
 			return
 		}

@@ -109,6 +109,34 @@ func TestRecallWhileOriginIsSilentKept(t *testing.T) {
 	}
 }
 
+// TestRecallWhileOriginIsAsked: a connection that is wanted back, or whose daemon stops, while its SEND waits to hear from the origin whether there is such a
+// version, goes to the guest: nothing of the response has been sent, and the guest sends it.
+func TestRecallWhileOriginIsAsked(t *testing.T) {
+	for name, want := range map[string]func(*rig){"recall": (*rig).recall, "stop": func(r *rig) { r.stop() }} {
+		t.Run(name, func(t *testing.T) {
+			r, o := newCacheRig(t)
+			r.net.CheckNoResets(t)
+			g := r.guest(0)
+			ref := vod(g, 20, "late")
+			r.daemon.shares["vod"].(cacheFiles).Evict("late", false)
+			c := r.lease(g, 1)
+			g.send(1, 0, wire.Send{File: ref, Count: ref.Size, Header: []byte("head\n")})
+			r.eventually("the origin is asked again", func() bool { return o.late.Load() == 2 })
+			want(r)
+			if m, flags := expect[wire.Sent](g, 1); m.Reason != wire.ReasonDraining || m.Bytes != 0 || flags != 0 {
+				t.Fatalf("SENT %+v, flags %v", m, flags)
+			}
+			if sent := g.takesBack(1, c); sent != -1 {
+				t.Errorf("HANDBACK tells of %d bytes of a SEND that has ended", sent)
+			}
+			if _, err := c.server.Write([]byte("by the guest")); err != nil {
+				t.Fatal(err)
+			}
+			c.clientReads([]byte("by the guest"))
+		})
+	}
+}
+
 // TestRecallStorm: recalls that come at any moment of a SEND that the origin holds up, and of one that it does not, move the connection or do not, and
 // change no byte.
 func TestRecallStorm(t *testing.T) {

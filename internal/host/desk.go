@@ -222,7 +222,10 @@ func (v *vm) read(ctx context.Context, m wire.Read, buf []byte) ([]byte, wire.Re
 
 // reasonOf finds the reason in an error.
 func reasonOf(err error) wire.Reason {
-	if r, ok := errors.AsType[wire.Reason](err); ok {
+	switch r, ok := errors.AsType[wire.Reason](err); {
+	case errors.Is(err, context.Canceled): // who has waited for an origin is wanted elsewhere
+		return wire.ReasonDraining
+	case ok:
 		return r
 	}
 	return wire.ReasonKernel

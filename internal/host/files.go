@@ -147,20 +147,40 @@ func (v *vm) patience(ctx context.Context, share string) (context.Context, conte
 // may tells whether a path may be looked up: a guest can ask for any number of names, and each one that is not known is a request to the origin.
 func (s vmShare) may(path string) bool { return s.free(path) || s.lookups.Allow() }
 
-// awaitBytes waits until bytes of a file can be sent from offset on, and returns how many. An error means that they cannot, or that the sender has something else to do.
-func (l *leaseConn) awaitBytes(f *cache.File, offset int64) (int64, error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+// untilWanted is a context for a wait for an origin, which is cancelled when the sender has something else to do. The caller calls done behind it.
+func (l *leaseConn) untilWanted(parent context.Context) (ctx context.Context, done func()) {
+	ctx, cancel := context.WithCancel(parent)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.stopWait = cancel
 	if l.over != wire.ReasonOK || l.recall == recalled {
 		cancel()
 	}
-	l.mu.Unlock()
+	return ctx, func() {
+		l.mu.Lock()
+		l.stopWait = nil
+		l.mu.Unlock()
+		cancel()
+	}
+}
+
+// acquire opens the file of a SEND. The reason is draining when the sender has something else to do than to wait for the origin.
+func (l *leaseConn) acquire(o *order) (file, wire.Reason) {
+	if _, fills := l.vm.shares[o.file.Share].files.(cacheFiles); !fills {
+		return l.vm.acquire(context.Background(), o.file, o.offset)
+	}
+	patient, cancel := l.vm.patience(context.Background(), o.file.Share)
+	defer cancel()
+	ctx, done := l.untilWanted(patient)
+	defer done()
+	return l.vm.acquire(ctx, o.file, o.offset)
+}
+
+// awaitBytes waits until bytes of a file can be sent from offset on, and returns how many. An error means that they cannot, or that the sender has something else to do.
+func (l *leaseConn) awaitBytes(f *cache.File, offset int64) (int64, error) {
+	ctx, done := l.untilWanted(context.Background())
+	defer done()
 	n, err := f.Await(ctx, offset)
-	l.mu.Lock()
-	l.stopWait = nil
-	l.mu.Unlock()
 	if err != nil && ctx.Err() != nil {
 		return 0, context.Canceled
 	}

@@ -22,10 +22,11 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 	if l.broken != wire.ReasonOK {
 		return l.answerSend(l.broken, 0, true)
 	}
-	ctx, cancel := l.vm.patience(context.Background(), o.file.Share)
-	defer cancel()
-	f, reason := l.vm.acquire(ctx, o.file, o.offset)
+	f, reason := l.acquire(o)
 	if reason != wire.ReasonOK {
+		if over := l.overNow(); over != wire.ReasonOK {
+			return over
+		}
 		return l.answerSend(reason, 0, false)
 	}
 	defer l.vm.release(f, o.file)

@@ -6,7 +6,7 @@
 //
 // A link with a delay replaces the veth pair to the client by the two TUN devices of a delay line, under the same names and addresses.
 //
-// With Options.SecondGuest there is one more guest, a namespace at 10.87.1.2, with one server. With Options.Origin the offloading servers' share is one that the
+// With Options.SecondGuest there is one more guest at 10.87.1.2, with one server. With Options.Origin the offloading servers' share is one that the
 // daemon fills from an origin (docs/cache.md), and not the directory.
 //
 // Everything runs as real processes of the spillway binary: the host daemon and a bare-metal media server in the host's namespace, and in the guest one

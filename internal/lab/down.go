@@ -39,12 +39,14 @@ func Down(ctx context.Context, name string, say func(string)) error {
 // down removes the lab whose state is in dir.
 func down(ctx context.Context, name, dir string, say func(string)) error {
 	var errs []error
-	vm, err := qemu.Attach(ctx, qemu.Config{Name: namespaceName(name, vmName), RunDir: filepath.Join(dir, vmName)})
-	if vm != nil {
-		say(fmt.Sprintf("ending QEMU (pid %d)", vm.PID()))
-		errs = append(errs, vm.Stop(ctx))
-	} else if !errors.Is(err, qemu.ErrNotRunning) {
-		errs = append(errs, err)
+	for _, machine := range []string{vmName, secondVM} {
+		vm, err := qemu.Attach(ctx, qemu.Config{Name: namespaceName(name, machine), RunDir: filepath.Join(dir, machine)})
+		if vm != nil {
+			say(fmt.Sprintf("ending QEMU of %s (pid %d)", machine, vm.PID()))
+			errs = append(errs, vm.Stop(ctx))
+		} else if !errors.Is(err, qemu.ErrNotRunning) {
+			errs = append(errs, err)
+		}
 	}
 	s, err := readState(dir)
 	if err == nil {

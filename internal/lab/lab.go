@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"spillway/internal/config"
-	"spillway/internal/guestinit"
 	"spillway/internal/netns"
 	"spillway/internal/qemu"
 )
@@ -45,7 +44,7 @@ type Options struct {
 	// Origin is where the daemon fills the share of the offloading servers from: a directory, or an address that the lab's host reaches, such as OwnOrigin.
 	// Empty: the share is Files. The other arms serve Files all the same.
 	Origin      string
-	SecondGuest bool // there is an arm Second; NetNS only
+	SecondGuest bool // there is one more guest, with the arm Second
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process
@@ -62,10 +61,9 @@ type Lab struct {
 	Client, Host, Guest *netns.Namespace
 	SecondGuestNS       *netns.Namespace // nil: there is none
 
-	owner   *owner // nil: the lab is up and meant to outlive this process
-	daemons map[string]*process
-	vm      *qemu.VM
-	control *guestinit.Control
+	owner    *owner // nil: the lab is up and meant to outlive this process
+	daemons  map[string]*process
+	machines []*machine // the VMs; none before they start, and in a lab of namespaces
 }
 
 var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,19}$`)
@@ -109,9 +107,6 @@ func (o Options) Validate() error {
 	}
 	if o.Virtiofs && o.VM != QEMU {
 		return fmt.Errorf("arm %s: virtiofs needs a VM; use qemu", VMVirtiofs)
-	}
-	if o.SecondGuest && o.VM != NetNS {
-		return fmt.Errorf("arm %s: a second guest is a namespace; use netns", Second)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("a lab needs root: it makes network namespaces")
@@ -201,7 +196,7 @@ func (l *Lab) startAll(ctx context.Context) error {
 		return err
 	}
 	if l.VM == QEMU {
-		return l.startVM(ctx)
+		return l.startVMs(ctx)
 	}
 	l.Progress("guest servers")
 	for _, arm := range l.guestServers() {
@@ -256,10 +251,13 @@ func (l *Lab) Health() error {
 			ended = append(ended, p.name)
 		}
 	}
-	if l.vm != nil {
+	for _, m := range l.machines {
+		if m.vm == nil {
+			continue
+		}
 		select {
-		case <-l.vm.Done():
-			ended = append(ended, "the VM")
+		case <-m.vm.Done():
+			ended = append(ended, "the VM "+m.name)
 		default:
 		}
 	}
@@ -308,21 +306,29 @@ func (l *Lab) get(ctx context.Context, method, url string) ([]byte, error) {
 	return body, nil
 }
 
+// firstVM is the first guest's; nil in a lab of namespaces.
+func (l *Lab) firstVM() *qemu.VM {
+	if len(l.machines) == 0 {
+		return nil
+	}
+	return l.machines[0].vm
+}
+
 // Accelerator is what runs the guest's instructions: kvm, tcg, or none for a namespace.
 func (l *Lab) Accelerator() string {
-	if l.vm == nil {
-		return "none"
+	if vm := l.firstVM(); vm != nil {
+		return string(vm.Accel())
 	}
-	return string(l.vm.Accel())
+	return "none"
 }
 
 // QEMUVersion is QEMU's version, or empty.
 func (l *Lab) QEMUVersion() string {
-	if l.vm == nil {
-		return ""
+	if vm := l.firstVM(); vm != nil {
+		return vm.Version().String()
 	}
-	return l.vm.Version().String()
+	return ""
 }
 
-// GuestCounters are the bytes that have gone to and from the guest's network card, seen from the host: Tx to the guest, Rx from it.
+// GuestCounters are the bytes that have gone to and from the first guest's network card, seen from the host: Tx to the guest, Rx from it.
 func (l *Lab) GuestCounters() (netns.Counters, error) { return l.Host.Counters(guestLink) }

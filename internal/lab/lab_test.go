@@ -54,7 +54,6 @@ func TestOptions(t *testing.T) {
 		{Options{Name: "-x", VM: NetNS}, "lab name"},
 		{Options{Name: strings.Repeat("x", 21), VM: NetNS}, "lab name"},
 		{Options{Name: labName(), VM: "xen"}, "use qemu or netns"},
-		{Options{Name: labName(), VM: QEMU, SecondGuest: true}, "a second guest is a namespace"},
 		{Options{Name: labName(), VM: QEMU, Cache: "/no/such/cache"}, "scripts/setup.sh /no/such/cache"},
 	} {
 		l, err := Up(t.Context(), c.opts)

@@ -93,7 +93,7 @@ func (l *Lab) signal(name string, sig syscall.Signal) error {
 	return fmt.Errorf("%s did not end within %v after %v and was killed", name, stopGrace, sig)
 }
 
-// LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease; console for a VM.
+// LogPath is the log of one of the lab's processes: host, link, baremetal, vm, offload, lease, second.
 func (l *Lab) LogPath(name string) string { return filepath.Join(l.Dir, name+".log") }
 
 // logs are all log files.
@@ -101,6 +101,15 @@ func (l *Lab) logs() []string {
 	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*.log")) // the patterns are valid
 	more, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
 	return append(logs, more...)
+}
+
+// logName is a log's name among all of a lab: NAME.log, or VM-console.log and VM-qemu.log.
+func (l *Lab) logName(file string) string {
+	below, err := filepath.Rel(l.Dir, file)
+	if err != nil {
+		return filepath.Base(file)
+	}
+	return strings.ReplaceAll(below, "/", "-")
 }
 
 // SaveLogs copies all logs into a directory, which outlives the lab.
@@ -112,7 +121,7 @@ func (l *Lab) SaveLogs(dir string) error {
 	for _, name := range l.logs() {
 		text, err := os.ReadFile(name)
 		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, filepath.Base(name)), text, 0o644)
+			err = os.WriteFile(filepath.Join(dir, l.logName(name)), text, 0o644)
 		}
 		errs = append(errs, err)
 	}
@@ -128,7 +137,7 @@ func (l *Lab) LogTails() string {
 		if err != nil || len(text) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "--- %s\n%s", filepath.Base(name), text[max(0, len(text)-tailBytes):])
+		fmt.Fprintf(&b, "--- %s\n%s", l.logName(name), text[max(0, len(text)-tailBytes):])
 	}
 	return b.String()
 }
@@ -154,12 +163,6 @@ func (l *Lab) hostConfig() string {
 	if l.MaxLeases > 0 {
 		limits = fmt.Sprintf("max_leases = %d\n", l.MaxLeases)
 	}
-	var channels []string
-	for _, arm := range channelArms {
-		for i := range l.CPUs {
-			channels = append(channels, fmt.Sprintf("%q", "unix:"+l.channelSocket(arm, i)))
-		}
-	}
 	return fmt.Sprintf(`# The host daemon of lab %s.
 admin = %q
 %s
@@ -169,7 +172,7 @@ name = %q
 channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-%s%s`, l.Name, l.adminSocket(), busyPoll, l.shareConfig(), vmName, strings.Join(channels, ", "),
+%s%s`, l.Name, l.adminSocket(), busyPoll, l.shareConfig(), vmName, l.channels(channelArms...),
 		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits, l.secondVMConfig())
 }
 
@@ -191,10 +194,21 @@ func (l *Lab) secondVMConfig() string {
 	return fmt.Sprintf(`
 [[vm]]
 name = %q
-channels = [%q]
+channels = [%s]
 addresses = ["%s", "%s"]
 shares = [%q]
-`, secondVM, "unix:"+l.channelSocket(Second, 0), secondAddr4.Addr(), secondAddr6.Addr(), shareName)
+`, secondVM, l.channels(Second), secondAddr4.Addr(), secondAddr6.Addr(), shareName)
+}
+
+// channels are those of arms, as a list in the daemon's configuration.
+func (l *Lab) channels(arms ...Arm) string {
+	var all []string
+	for _, arm := range arms {
+		for i := range l.CPUs {
+			all = append(all, fmt.Sprintf("%q", "unix:"+l.channelSocket(arm, i)))
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // OwnOrigin is the bare-metal server as an origin: it serves Files to the daemon, which is in its namespace.
@@ -240,10 +254,6 @@ func (l *Lab) busyPoll() *time.Duration {
 
 // serveArgs are the arguments of an arm's media server, whose channels have these addresses.
 func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []string {
-	channels := l.CPUs
-	if arm == Second {
-		channels = 1
-	}
 	if l.Origin != "" && arm.offloads() {
 		mount = "" // the daemon alone has the files
 	}
@@ -257,7 +267,7 @@ func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []str
 		return append(args, "--mode", string(config.ModeOff))
 	}
 	args = append(args, "--mode", arm.mode(), "--threshold", l.Threshold.String())
-	for i := range channels {
+	for i := range l.CPUs {
 		args = append(args, "--channel", channel(i))
 	}
 	if d := l.busyPoll(); d != nil {
@@ -269,7 +279,7 @@ func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []str
 // KillServer kills an arm's media server. A guest's init starts it again by itself; in a namespace StartServer does.
 func (l *Lab) KillServer(arm Arm) error {
 	if l.VM == QEMU && arm != Baremetal {
-		return l.killInGuest(string(arm))
+		return l.killInGuest(arm)
 	}
 	return l.signal(string(arm), syscall.SIGKILL)
 }
@@ -277,10 +287,9 @@ func (l *Lab) KillServer(arm Arm) error {
 // Down ends everything that the lab started and removes everything that it made.
 func (l *Lab) Down() error {
 	var errs []error
-	if l.control != nil {
-		l.control.Close()
+	for _, m := range l.machines {
+		errs = append(errs, m.stop())
 	}
-	errs = append(errs, l.stopVM())
 	for name := range l.daemons {
 		if name != hostProcess && name != linkProcess {
 			errs = append(errs, l.signal(name, syscall.SIGTERM))

@@ -14,8 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// QEMUProcess is what PIDs calls QEMU.
-const QEMUProcess = "qemu"
+// QEMUProcess is what PIDs calls the first guest's QEMU, SecondQEMUProcess the second one's.
+const (
+	QEMUProcess       = "qemu"
+	SecondQEMUProcess = "qemu2"
+)
 
 // PIDs are the processes of the lab that run, by name: host, link, QEMU, and the arms' servers that run on this machine and not in a VM.
 func (l *Lab) PIDs() map[string]int {
@@ -25,8 +28,10 @@ func (l *Lab) PIDs() map[string]int {
 			pids[name] = p.pid
 		}
 	}
-	if l.vm != nil {
-		pids[QEMUProcess] = l.vm.PID()
+	for i, name := range []string{QEMUProcess, SecondQEMUProcess} {
+		if i < len(l.machines) && l.machines[i].vm != nil {
+			pids[name] = l.machines[i].vm.PID()
+		}
 	}
 	return pids
 }
@@ -123,7 +128,7 @@ func cutSocket(process, number int, paths map[string]bool) (done bool, err error
 	return true, nil
 }
 
-// TCPTimeouts are the retransmission timeouts that the kernels have counted (TcpExtTCPTimeouts of /proc/net/netstat): client, host and guest.
+// TCPTimeouts are the retransmission timeouts that the kernels have counted (TcpExtTCPTimeouts of /proc/net/netstat): client, host and guests.
 func (l *Lab) TCPTimeouts(ctx context.Context) (map[string]int64, error) {
 	counts := map[string]int64{}
 	for role, ns := range l.namespaces() {
@@ -139,14 +144,16 @@ func (l *Lab) TCPTimeouts(ctx context.Context) (map[string]int64, error) {
 			return nil, err
 		}
 	}
-	if l.control == nil {
-		return counts, nil
+	for i, m := range l.machines {
+		text, err := m.control.Cat(ctx, "/proc/net/netstat")
+		if err != nil {
+			return nil, err
+		}
+		if counts[[]string{"guest", secondRole}[i]], err = tcpExtension(string(text), "TCPTimeouts"); err != nil {
+			return nil, err
+		}
 	}
-	text, err := l.control.Cat(ctx, "/proc/net/netstat")
-	if err == nil {
-		counts["guest"], err = tcpExtension(string(text), "TCPTimeouts")
-	}
-	return counts, err
+	return counts, nil
 }
 
 // tcpExtension finds a counter of the TcpExt lines of /proc/net/netstat: a line of names, and a line of values.

@@ -14,7 +14,7 @@ func (l *Lab) topology() (err error) {
 		into **netns.Namespace
 		role string
 	}{{&l.Client, "client"}, {&l.Host, "host"}, {&l.Guest, "guest"}, {&l.SecondGuestNS, secondRole}} {
-		if n.role == "guest" && l.VM == QEMU || n.role == secondRole && !l.SecondGuest {
+		if n.role == "guest" && l.VM == QEMU || n.role == secondRole && (!l.SecondGuest || l.VM == QEMU) {
 			continue
 		}
 		if *n.into, err = netns.Named(namespaceName(l.Name, n.role)); err != nil {
@@ -60,8 +60,11 @@ func (l *Lab) guestLink() error {
 }
 
 func (l *Lab) secondGuestLink() error {
-	if l.SecondGuestNS == nil {
+	switch {
+	case !l.SecondGuest:
 		return nil
+	case l.VM == QEMU:
+		return errors.Join(l.Host.Tap(secondLink), l.Host.Addresses(secondLink, secondGateway4, secondGateway6))
 	}
 	return errors.Join(
 		l.Host.Veth(secondLink, secondLinkIndex, l.SecondGuestNS, peerLink),

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -17,8 +18,8 @@ func (l *Lab) WhatToTry(file string) string {
 	fmt.Fprintf(&b, "\nWhat became of it:\n  %s status --admin %s\n  ip netns exec %s curl %s\n",
 		l.Binary, l.adminSocket(), client, l.adminURL(Lease, "/stats"))
 	if l.Origin != "" {
-		fmt.Fprintf(&b, "\nThe cache, which %s and %s have their files from; it is filled from %s:\n  %s cache ls --share %s --admin %s\n",
-			Lease, Offload, l.Origin, l.Binary, shareName, l.adminSocket())
+		fmt.Fprintf(&b, "\nThe cache, which %s have their files from; it is filled from %s:\n  %s cache ls --share %s --admin %s\n",
+			listed(l.offloading()), l.Origin, l.Binary, shareName, l.adminSocket())
 	}
 	if _, ok := l.Link.DelayLine(); ok {
 		fmt.Fprintf(&b, "\nThe client's link:  %v; what it carried:\n  curl --unix-socket %s http://link/stats\n", l.Link, l.linkSocket())
@@ -26,9 +27,29 @@ func (l *Lab) WhatToTry(file string) string {
 		fmt.Fprintf(&b, "\nThe client's link:  %s\n", link)
 	}
 	fmt.Fprintf(&b, "\nLogs and sockets:  %s\n", l.Dir)
-	if l.VM == QEMU {
-		fmt.Fprintf(&b, "The VM's console:  %s (accelerator: %s)\n", l.vmConfig().ConsolePath(), l.Accelerator())
+	for _, m := range l.machines {
+		fmt.Fprintf(&b, "Console of %s:    %s (accelerator: %s)\n", m.name, l.vmConfig(m).ConsolePath(), m.vm.Accel())
 	}
 	fmt.Fprintf(&b, "\nRemove all of it:\n  %s lab down --name %s\n", l.Binary, l.Name)
+	return b.String()
+}
+
+// offloading are the arms of the lab that use the host daemon.
+func (l *Lab) offloading() []Arm {
+	return slices.DeleteFunc(l.servers(), func(a Arm) bool { return !a.offloads() })
+}
+
+// listed joins arms for a sentence: a, b and c.
+func listed(arms []Arm) string {
+	var b strings.Builder
+	for i, arm := range arms {
+		switch {
+		case i > 0 && i == len(arms)-1:
+			b.WriteString(" and ")
+		case i > 0:
+			b.WriteString(", ")
+		}
+		b.WriteString(string(arm))
+	}
 	return b.String()
 }

@@ -10,6 +10,8 @@ type Config struct {
 	Prefix  string // of the URLs, with slashes at both ends
 	Dir     string // what is served
 	State   string // an existing directory for its own files
+	// AccessLog is a file for a line for each request, in nginx's format "combined"; empty: none, as in a bench.
+	AccessLog string
 }
 
 // String is the configuration file.
@@ -18,6 +20,10 @@ type Config struct {
 // open_file_cache (ngx_http_core_module), without which each request would open its file: 1 ms on a 9p mount. sendfile_max_chunk is left at its default, 2 MiB.
 // keepalive_requests is so high that no connection of a bench is closed, as our own server closes none. It runs as root, as all servers of a lab do.
 func (c Config) String() string {
+	accessLog := "off"
+	if c.AccessLog != "" {
+		accessLog = c.AccessLog
+	}
 	workers := "auto"
 	if c.Workers > 0 {
 		workers = fmt.Sprint(c.Workers)
@@ -40,7 +46,7 @@ http {
 	open_file_cache max=10000 inactive=10m;
 	open_file_cache_valid 10m;
 	open_file_cache_min_uses 1;
-	access_log off;
+	access_log %[7]s;
 	types {
 		application/dash+xml mpd;
 		video/mp4 mp4;
@@ -65,7 +71,7 @@ http {
 		}
 	}
 }
-`, workers, c.Listen, c.Status, c.Prefix, c.Dir, c.State)
+`, workers, c.Listen, c.Status, c.Prefix, c.Dir, c.State, accessLog)
 }
 
 // Accounts are the files of a guest from which the C library reads what "user root root" means.
