@@ -39,15 +39,14 @@ func (o Options) newMachines() []*machine {
 	if o.VM != QEMU {
 		return nil
 	}
-	isSecond := func(a Arm) bool { return a == Second }
 	all := []*machine{{
 		name: vmName, tap: guestLink, mac: guestMAC,
-		addrs: []netip.Prefix{guestAddr4, guestAddr6}, gateways: []netip.Prefix{gateway4, gateway6}, arms: slices.DeleteFunc(o.guestServers(), isSecond),
+		addrs: []netip.Prefix{guestAddr4, guestAddr6}, gateways: []netip.Prefix{gateway4, gateway6}, arms: slices.DeleteFunc(o.guestServers(), Arm.isSecond),
 	}}
 	if o.SecondGuest {
 		all = append(all, &machine{
 			name: secondVM, tap: secondLink, mac: secondMAC,
-			addrs: []netip.Prefix{secondAddr4, secondAddr6}, gateways: []netip.Prefix{secondGateway4, secondGateway6}, arms: []Arm{Second},
+			addrs: []netip.Prefix{secondAddr4, secondAddr6}, gateways: []netip.Prefix{secondGateway4, secondGateway6}, arms: []Arm{Second, SecondVM},
 		})
 	}
 	return all
