@@ -46,10 +46,13 @@ func evaluationSteps(vm, cache string, scale float64, rounds int) []step {
 		one("concurrency", benchConcurrencyCommand, vm, 3, part(0.25)),
 		one("cpu", benchCPUCommand, vm, 6, "--requests", scaled(300, scale), "--arms", strings.Join(evaluationArms, ",")),
 		one("path", benchPathCommand, vm, int(max(1, 30*scale))),
+		one("cache", benchCacheCommand, vm, 20, part(1)),
+		{"miss.json", benchMissCommand, []string{"--cache", cache, "--rounds", scaled(cmp.Or(rounds, 50), scale)}},
 		one("handover", benchHandoverCommand, vm, 5, "--requests", scaled(2000, scale)),
 	}
 	if vm != string(lab.NetNS) {
-		steps = append(steps, one("handover-netns", benchHandoverCommand, string(lab.NetNS), 5, "--requests", scaled(5000, scale)))
+		steps = append(steps, one("handover-netns", benchHandoverCommand, string(lab.NetNS), 5, "--requests", scaled(5000, scale)),
+			one("cache-netns", benchCacheCommand, string(lab.NetNS), 20, part(1)))
 	}
 	return steps
 }

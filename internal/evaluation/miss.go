@@ -50,7 +50,7 @@ func Miss(ctx context.Context, dir string, rounds int, progress *bench.Progress)
 	if err := unix.Uname(&u); err != nil {
 		return nil, err
 	}
-	report := bench.NewReport("miss", bench.Env{Accelerator: "none", Kernel: unix.ByteSliceToString(u.Release[:]), CPUs: runtime.NumCPU(), Link: "loopback"})
+	report := bench.NewReport("miss", bench.Env{Kernel: unix.ByteSliceToString(u.Release[:]), CPUs: runtime.NumCPU(), Link: "loopback"})
 	gets := map[string]func(context.Context, string, []byte) (first, whole time.Duration, err error){missPlain: m.plain, missCurl: m.curl, missCache: m.cached}
 	arms := []string{missPlain, missCurl, missCache}
 	for _, size := range missSizes {

@@ -149,6 +149,11 @@ func prepare(ctx context.Context, opts Options) (*Lab, error) {
 	if opts.Files, err = filepath.Abs(opts.Files); err != nil {
 		return nil, err
 	}
+	if opts.CacheDir != "" {
+		if opts.CacheDir, err = filepath.Abs(opts.CacheDir); err != nil {
+			return nil, err
+		}
+	}
 	if opts.Origin != "" && !strings.Contains(opts.Origin, "://") {
 		if opts.Origin, err = filepath.Abs(opts.Origin); err != nil {
 			return nil, err

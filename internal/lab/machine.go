@@ -253,6 +253,17 @@ func (l *Lab) Control() *guestinit.Control {
 	return l.machines[0].control
 }
 
+// GuestFile reads a file, of at most 4 MiB, in the VM that runs an arm's server.
+func (l *Lab) GuestFile(ctx context.Context, arm Arm, path string) ([]byte, error) {
+	m := l.machine(arm)
+	if m == nil {
+		return nil, fmt.Errorf("read %s: arm %s has no VM", path, arm)
+	}
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	return m.control.Cat(ctx, path)
+}
+
 // controlTimeout bounds a request to a guest's init.
 const controlTimeout = 10 * time.Second
 
