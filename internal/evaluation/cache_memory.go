@@ -251,12 +251,14 @@ func cachedBytes(dir string, targets []bench.Target) (sum int64, err error) {
 
 // dropPages takes files below dir out of the page cache.
 func dropPages(dir string, targets []bench.Target) error {
-	return eachFile(dir, targets, func(f *os.File) error {
-		if err := f.Sync(); err != nil { // what is not written yet cannot be dropped
-			return err
-		}
-		return os.NewSyscallError("fadvise", unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
-	})
+	return eachFile(dir, targets, dropFile)
+}
+
+func dropFile(f *os.File) error {
+	if err := f.Sync(); err != nil { // what is not written yet cannot be dropped
+		return err
+	}
+	return os.NewSyscallError("fadvise", unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
 }
 
 func eachFile(dir string, targets []bench.Target, fn func(*os.File) error) error {

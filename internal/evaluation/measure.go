@@ -39,6 +39,8 @@ type Plan struct {
 
 	cpu      bool // measure CPU time, see RunCPU
 	timeline bool // of the first timed pass of each arm
+
+	prepare func() error // what is to be done behind the checks and before the timed passes; nil: nothing
 }
 
 // Validate tells whether the plan can be measured.
@@ -120,6 +122,11 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 			return nil, err
 		}
 		if err := m.site.ResetServerStats(ctx, arm); err != nil {
+			return nil, err
+		}
+	}
+	if m.plan.prepare != nil {
+		if err := m.plan.prepare(); err != nil {
 			return nil, err
 		}
 	}
