@@ -27,7 +27,7 @@ func benchCommand() *cobra.Command {
 		Long: `Measure, in a lab of its own on this machine. All arms of a bench run in one lab, interleaved; every body's SHA-256 is checked in a pass
 that is not timed. docs/bench.md explains the figures.`,
 	}, benchDemoCommand(), benchRequestCommand(), benchHandoverCommand(), benchPathCommand(), benchIdleCommand(), benchSoakCommand(), benchCPUCommand(), benchEvictCommand(),
-		benchMissCommand(), benchMicroCommand(), benchDashCommand(), benchConcurrencyCommand(), benchReportCommand(), benchAllCommand())
+		benchCacheCommand(), benchMissCommand(), benchMicroCommand(), benchDashCommand(), benchConcurrencyCommand(), benchReportCommand(), benchAllCommand())
 }
 
 // benchFlags are what every bench can be told.

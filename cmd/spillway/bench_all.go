@@ -26,7 +26,7 @@ type step struct {
 }
 
 // evaluationSteps are all benches of the evaluation with their conditions. Each has as many rounds and as large a part of its requests as make all of them take
-// less than 45 minutes in a VM under TCG; scale is a part of that, and rounds, unless they are 0, replace each one's own. What is about handovers is measured
+// less than 50 minutes in a VM under TCG; scale is a part of that, and rounds, unless they are 0, replace each one's own. What is about handovers is measured
 // without a VM too, as the model's lower bound.
 func evaluationSteps(vm, cache string, scale float64, rounds int) []step {
 	one := func(name string, command func() *cobra.Command, vm string, ownRounds int, more ...string) step {
@@ -46,10 +46,13 @@ func evaluationSteps(vm, cache string, scale float64, rounds int) []step {
 		one("concurrency", benchConcurrencyCommand, vm, 3, part(0.25)),
 		one("cpu", benchCPUCommand, vm, 6, "--requests", scaled(300, scale), "--arms", strings.Join(evaluationArms, ",")),
 		one("path", benchPathCommand, vm, int(max(1, 30*scale))),
+		one("cache", benchCacheCommand, vm, 20, part(1)),
+		{"miss.json", benchMissCommand, []string{"--cache", cache, "--rounds", scaled(cmp.Or(rounds, 50), scale)}},
 		one("handover", benchHandoverCommand, vm, 5, "--requests", scaled(2000, scale)),
 	}
 	if vm != string(lab.NetNS) {
-		steps = append(steps, one("handover-netns", benchHandoverCommand, string(lab.NetNS), 5, "--requests", scaled(5000, scale)))
+		steps = append(steps, one("handover-netns", benchHandoverCommand, string(lab.NetNS), 5, "--requests", scaled(5000, scale)),
+			one("cache-netns", benchCacheCommand, string(lab.NetNS), 20, part(1)))
 	}
 	return steps
 }
@@ -67,8 +70,8 @@ func benchAllCommand() *cobra.Command {
 		Use:   "all",
 		Short: "Run the whole evaluation, and make its report",
 		Long: `Run the whole evaluation, one bench after the other, and make its report: micro and dash as fast as it goes and at 1 Gbit/s, dash with 40 ms of round-trip time,
-players, concurrency, cpu, path and handover. A bench that fails, or whose figures are refused in part, does not keep the others from running; the report has those that
-did not fail, and the command fails at the end. In a VM under TCG it takes about 40 minutes on a machine that does nothing else.
+players, concurrency, cpu, path, handover, cache and miss. A bench that fails, or whose figures are refused in part, does not keep the others from running; the report has those that
+did not fail, and the command fails at the end. In a VM under TCG it takes about 47 minutes on a machine that does nothing else.
 
 With --resume a bench is not run again whose JSON is in --out and was measured with the same flags: what was interrupted goes on, and --only repeats some.`,
 		Args: cobra.NoArgs,

@@ -29,7 +29,7 @@ func TestSteps(t *testing.T) {
 			}
 		}
 	}
-	for _, file := range []string{"micro-unshaped", "micro-1gbit", "dash-unshaped", "dash-1gbit", "dash-40ms", "players", "concurrency", "cpu", "path", "handover", "handover-netns"} {
+	for _, file := range []string{"micro-unshaped", "micro-1gbit", "dash-unshaped", "dash-1gbit", "dash-40ms", "players", "concurrency", "cpu", "path", "handover", "handover-netns", "cache", "cache-netns", "miss"} {
 		if !seen["qemu"+file+".json"] {
 			t.Errorf("there is no %s", file)
 		}

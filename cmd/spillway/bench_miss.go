@@ -2,10 +2,10 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"text/tabwriter"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"spillway/internal/bench"
@@ -14,40 +14,49 @@ import (
 
 func benchMissCommand() *cobra.Command {
 	var rounds int
-	var dir string
-	var asJSON bool
+	var dir, json string
 	cmd := &cobra.Command{
 		Use:   "miss",
-		Short: "First byte and throughput of a cache that has to fetch, against a plain HTTP client of the same origin",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Short: "First byte and throughput of a cache that has to fetch, against plain HTTP clients of the same origin",
+		Long: `First byte and throughput of a cache that has to fetch, against plain HTTP clients of the same origin: net/http in this process, and curl, which writes a file too.
+The origin is on the loopback; each file is one that the cache has never seen, and every body is compared.`,
+		Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error {
 			if rounds < 1 {
-				return fmt.Errorf("--rounds %d: use 1 or more", rounds)
+				return fmt.Errorf("--rounds %d: at least 1 is needed", rounds)
 			}
+			return checkReport(json)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			own, err := os.MkdirTemp(dir, "spillway-miss-")
 			if err != nil {
 				return err
 			}
 			defer os.RemoveAll(own)
-			rows, err := evaluation.Miss(cmd.Context(), own, rounds, bench.NewProgress(cmd.ErrOrStderr()))
+			report, err := evaluation.Miss(cmd.Context(), own, rounds, bench.NewProgress(cmd.ErrOrStderr()))
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), rows)
+			report.Command = commandLine(cmd)
+			if err := publish(cmd.OutOrStdout(), report, json); err != nil {
+				return err
 			}
-			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(t, "FILE\tFIRST BYTE plain\tcache\tratio\tMB/s plain\tcache\tratio")
-			for _, r := range rows {
-				fmt.Fprintf(t, "%s\t%.0f µs\t%.0f µs\t%.2f\t%.0f\t%.0f\t%.2f\n", humanize.Bytes(uint64(r.Bytes)), r.PlainFirstUs, r.CacheFirstUs,
-					r.CacheFirstUs/r.PlainFirstUs, r.PlainMBPerS, r.CacheMBPerS, r.CacheMBPerS/r.PlainMBPerS)
-			}
-			return t.Flush()
+			return printMiss(cmd.OutOrStdout(), report)
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&rounds, "rounds", 50, "files of each size")
-	f.StringVar(&dir, "dir", "", "where the cache is to be, for this time only; default: the directory for temporary files")
-	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.IntVar(&rounds, "rounds", 50, "files of each size, for each arm")
+	f.StringVar(&dir, "cache", "", "below which directory the cache is to be, for this time only; default: the directory for temporary files")
+	f.StringVar(&json, "json", "", "also write the figures to this file")
 	return cmd
+}
+
+// printMiss compares the cache with the plain clients.
+func printMiss(out io.Writer, report *bench.Report) error {
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nCACHE\tFIRST BYTE, to plain\tto curl\tMB/s, to plain\tto curl")
+	for _, r := range evaluation.MissRatios(report) {
+		fmt.Fprintf(t, "%s\t%.2f\t%.2f\t%.2f\t%.2f\n", r.Case, r.FirstToPlain, r.FirstToCurl, r.RateToPlain, r.RateToCurl)
+	}
+	return t.Flush()
 }

@@ -78,7 +78,14 @@ type Row struct {
 	Connections int   `json:"connections,omitempty"`
 
 	Spread *Spread `json:"spread,omitempty"`
-	Load   *Load   `json:"load,omitempty"`
+
+	// ToLease is the bandwidth as a part of that of arm lease: of each round of passes that took turns, so that what drifts on the machine is in both.
+	ToLease *Interval `json:"mb_per_s_to_lease,omitempty"`
+
+	// Memory is what the copies of a working set took, where the row is about that.
+	Memory *Memory `json:"memory,omitempty"`
+
+	Load *Load `json:"load,omitempty"`
 
 	// Refused says why the row's figures are not to be published.
 	Refused string `json:"refused,omitempty"`
@@ -138,6 +145,29 @@ type Playback struct {
 	Switches  int64   `json:"switches"`   // from one bit rate to another
 	MeanKbit  float64 `json:"mean_kbit"`  // bit rate of what was played, kbit/s
 	StartupMs float64 `json:"startup_ms"` // median time to the first segment
+}
+
+// Memory is what the copies of a working set took that two guests served, in bytes.
+type Memory struct {
+	MediaBytes      int64 `json:"media_bytes"`       // of the files, each counted once
+	GuestsBytes     int64 `json:"guests_bytes"`      // the guests' memory, together
+	GuestCacheBytes int64 `json:"guest_cache_bytes"` // what the guests' page caches have grown by
+	HostCacheBytes  int64 `json:"host_cache_bytes"`  // what the host's page cache has of the files
+
+	// Resident memory of both QEMUs, before the first request and at the end.
+	QEMUBeforeBytes int64 `json:"qemu_before_bytes"`
+	QEMUBytes       int64 `json:"qemu_bytes"`
+
+	// What was read in the timed passes: by both QEMUs, by system calls, and by these and the host daemon from a disk.
+	ShareReadBytes int64 `json:"share_read_bytes"`
+	DiskReadBytes  int64 `json:"disk_read_bytes"`
+
+	HitRatio float64 `json:"hit_ratio"` // of the bytes served, those that the cache had which they were sent from: the guest's, or the host's for arm lease
+}
+
+// PerMedia is how many bytes of page caches there are for each byte of media.
+func (m Memory) PerMedia() float64 {
+	return float64(m.GuestCacheBytes+m.HostCacheBytes) / float64(max(m.MediaBytes, 1))
 }
 
 // Timeline counts the bytes that came in each interval.

@@ -168,12 +168,17 @@ func (c *Cache) unlock() {
 	doomed, news := c.doomed, c.news
 	c.doomed, c.news = nil, nil
 	c.mu.Unlock()
-	for _, id := range doomed {
-		c.dir.remove(id)
-		c.files.Forget(fileName(id))
-	}
+	c.remove(doomed)
 	for _, p := range news {
 		c.opts.Replaced(p)
+	}
+}
+
+// remove removes data files. mu is not held.
+func (c *Cache) remove(ids []uint64) {
+	for _, id := range ids {
+		c.dir.remove(id)
+		c.files.Forget(fileName(id))
 	}
 }
 

@@ -42,7 +42,7 @@ func (c *Cache) acquire(ctx context.Context, ref wire.FileRef, off int64) (*File
 		}
 		if e != nil && e.attributes() == (attributes{ref.Size, ref.MTime}) {
 			c.countUse(e, off)
-			return c.use(e) // unlocks
+			return c.use(e, off) // unlocks
 		}
 		c.unlock()
 		if asked {
@@ -68,8 +68,8 @@ func (c *Cache) countUse(e *entry, off int64) {
 	}
 }
 
-// use returns a file of an entry. The caller holds mu, use unlocks it.
-func (c *Cache) use(e *entry) (*File, error) {
+// use returns a file of an entry, and lets a run begin if off, unless it is negative, is not there yet. The caller holds mu, use unlocks it.
+func (c *Cache) use(e *entry, off int64) (*File, error) {
 	e.refs++
 	f := &File{cache: c, entry: e}
 	if e.complete {
@@ -98,6 +98,9 @@ func (c *Cache) use(e *entry) (*File, error) {
 		e.blocks = make([]block, blockCount(e.version.Size))
 	}
 	f.data = e.acquireData()
+	if 0 <= off && off < e.version.Size && e.available(off) == 0 {
+		_, _ = c.want(e, int(off/blockSize), false) // before the file is opened, which takes its time. Who reads finds out
+	}
 	c.unlock()
 	if err := f.data.open(c.dir, e); err != nil {
 		f.Release()

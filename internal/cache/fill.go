@@ -4,7 +4,9 @@ import (
 	"errors"
 	"hash/crc32"
 	"io/fs"
+	"runtime"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -76,7 +78,7 @@ func (c *Cache) next(e *entry, b int) {
 
 // run executes a run.
 func (c *Cache) run(r *run, d *data) {
-	err := d.open(c.dir, r.entry)
+	var err error
 	for err == nil {
 		c.lock()
 		b := int(r.pos / blockSize)
@@ -115,6 +117,9 @@ func (c *Cache) run(r *run, d *data) {
 // check compares a block that is on disk with its checksum.
 func (c *Cache) check(r *run, d *data, b int) error {
 	e := r.entry
+	if err := d.open(c.dir, e); err != nil {
+		return err
+	}
 	buf := make([]byte, e.blockLen(b))
 	n, err := readAt(d.fd, buf, blockStart(b))
 	sum := crc32.Checksum(buf, castagnoli)
@@ -172,9 +177,17 @@ var errCut = errors.New("the rest is another run's")
 func (c *Cache) fetch(r *run, d *data, b, m int) error {
 	e := r.entry
 	rest := e.blockEnd(m-1) - blockStart(b)
-	if err := c.reserve(e, rest); err != nil {
+	evicted, err := c.reserve(e, rest)
+	if err != nil {
 		return err
 	}
+	// The request is on its way meanwhile: to make a file, and to remove others, takes as long as a round trip to an origin nearby.
+	var meanwhile sync.WaitGroup
+	defer meanwhile.Wait()
+	meanwhile.Go(func() {
+		_ = d.open(c.dir, e) // who writes finds out
+		c.remove(evicted)
+	})
 	c.lock()
 	if !e.stored && !e.gone {
 		e.stored = true
@@ -186,7 +199,10 @@ func (c *Cache) fetch(r *run, d *data, b, m int) error {
 	defer c.count.filling.Add(-1)
 	pos, sum := blockStart(b), uint32(0)
 	end := pos + rest
-	err := c.source.Fetch(c.ctx, e.path, e.version, pos, rest, func(p []byte) error {
+	err = c.source.Fetch(c.ctx, e.path, e.version, pos, rest, func(p []byte) error {
+		if err := d.open(c.dir, e); err != nil { // once; waits for it
+			return err
+		}
 		for len(p) > 0 {
 			blockEnd := e.blockEnd(int(pos / blockSize))
 			part := p[:min(int64(len(p)), blockEnd-pos)]
@@ -202,6 +218,9 @@ func (c *Cache) fetch(r *run, d *data, b, m int) error {
 			}
 			if err := c.advance(r, d, pos, done); err != nil {
 				return err
+			}
+			if pos-int64(len(part)) == blockStart(b) {
+				runtime.Gosched() // who waits for the first byte goes first: with few CPUs, and an origin nearby, a fill seldom pauses
 			}
 			if pos < end && c.cutAt(r, pos) {
 				return errCut

@@ -274,3 +274,38 @@ func TestWholeBlocks(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestFillBeginsAtAcquire: the origin is asked while the reader is still busy with what he does before he reads.
+func TestFillBeginsAtAcquire(t *testing.T) {
+	r := newRig(t)
+	want := content(1, segment)
+	r.web.put("f", want, "1")
+	f, err := r.Acquire(t.Context(), r.ref("f"), 3<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Release()
+	r.eventually("the origin is asked for what he came for", func() bool {
+		gets, _ := r.web.requests()
+		return len(gets) > 0
+	})
+	if got, err := r.read(f, 3<<20, segment-(3<<20)); err != nil || !bytes.Equal(got, want[3<<20:]) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if gets, _ := r.web.requests(); !slices.Equal(gets, []string{"f bytes=3145728-10499999"}) {
+		t.Errorf("the origin saw %q", gets)
+	}
+}
+
+// TestEvictedFilesGo: what the budget has no room for is removed from the disk too.
+func TestEvictedFilesGo(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.MaxBytes = 4 << 20 })
+	want := content(1, 3<<20)
+	for i := range 5 {
+		name := fmt.Sprint(i)
+		r.web.put(name, want, name)
+		r.get(name, want)
+	}
+	r.eventually("one file is left", func() bool { return r.dataFiles() == 1 })
+	r.checkAccounts()
+}

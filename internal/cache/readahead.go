@@ -145,7 +145,7 @@ func (c *Cache) fillAhead(ctx context.Context, p string, a attributes) (done boo
 		return false, origin.ErrChanged
 	}
 	fetched := e.absent > 0
-	f, err := c.use(e) // unlocks
+	f, err := c.use(e, -1) // unlocks
 	if err != nil {
 		return false, err
 	}

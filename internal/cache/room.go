@@ -22,27 +22,29 @@ func (c *Cache) evictOne() int64 {
 	return max(victim.Size(), 1)
 }
 
-// reserve makes sure that so many bytes more of e have room: in the budget, and on the disk beside what is to be left free.
-func (c *Cache) reserve(e *entry, bytes int64) error {
+// reserve makes sure that so many bytes more of e have room: on the disk beside what is to be left free, and in the budget. What the budget has evicted the
+// caller removes.
+func (c *Cache) reserve(e *entry, bytes int64) (evicted []uint64, err error) {
 	free, err := c.dir.free()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if short := bytes + c.opts.KeepFree - free; short > 0 {
 		c.lock()
 		freed := c.evictBytes(short)
 		c.unlock()
 		if freed < short {
-			return errNoRoom
+			return nil, errNoRoom
 		}
 	}
 	c.lock()
 	defer c.unlock()
 	if err := c.room(bytes, 0); err != nil {
-		return err
+		return nil, err
 	}
 	c.grow(e, bytes)
-	return nil
+	evicted, c.doomed = c.doomed, nil
+	return evicted, nil
 }
 
 // evictBytes evicts at least so many bytes, if it can. mu is held.

@@ -38,7 +38,7 @@ func TestVMBench(t *testing.T) {
 			t.Errorf("row %d is %+v, want %s", i, row, arm)
 		}
 		for name, want := range map[string]bool{
-			"server": onHost, "qemu": !onHost, "host": arm == lab.Lease || arm == lab.Offload, "all": true,
+			"server": onHost, "qemu": !onHost, "host": arm == lab.Lease || arm == lab.LeaseCache || arm == lab.Offload, "all": true,
 		} {
 			if p, ok := row.Processes[name]; ok != want || ok && p.CPUSecondsPerGB <= 0 {
 				t.Errorf("%s, %s: CPU time of %s is %+v", arm, row.Case, name, p)

@@ -24,8 +24,7 @@ func Run(ctx context.Context, name string, opts lab.Options, plan Plan, progress
 	if err := plan.Validate(); err != nil {
 		return nil, err
 	}
-	equip(&opts, plan.Arms)
-	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
+	err = inLabFor(ctx, opts, plan.Arms, progress, func(l *lab.Lab) error {
 		env, err := environment(l)
 		if err != nil {
 			return err

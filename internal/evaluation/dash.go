@@ -20,8 +20,7 @@ func RunDash(ctx context.Context, opts lab.Options, plan Plan, players PlayersPl
 			return nil, err
 		}
 	}
-	equip(&opts, plan.Arms)
-	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
+	err = inLabFor(ctx, opts, plan.Arms, progress, func(l *lab.Lab) error {
 		env, err := environment(l)
 		if err != nil {
 			return err

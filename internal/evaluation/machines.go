@@ -74,7 +74,9 @@ func plainURL(s string) (*url.URL, error) {
 	return u, err
 }
 
-func offloads(arm lab.Arm) bool { return arm == lab.Offload || arm == lab.Lease }
+func offloads(arm lab.Arm) bool {
+	return arm == lab.Offload || arm == lab.Lease || arm == lab.LeaseCache
+}
 
 // Machines are the user's: servers that are there already, in place of a lab. Nothing is changed on them.
 type Machines struct {

@@ -39,6 +39,8 @@ type Plan struct {
 
 	cpu      bool // measure CPU time, see RunCPU
 	timeline bool // of the first timed pass of each arm
+
+	prepare func() error // what is to be done behind the checks and before the timed passes; nil: nothing
 }
 
 // Validate tells whether the plan can be measured.
@@ -123,6 +125,11 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 			return nil, err
 		}
 	}
+	if m.plan.prepare != nil {
+		if err := m.plan.prepare(); err != nil {
+			return nil, err
+		}
+	}
 	arms := make([]string, len(m.plan.Arms))
 	for i, a := range m.plan.Arms {
 		arms[i] = string(a)
@@ -157,7 +164,27 @@ func (m *measurement) run(ctx context.Context) ([]bench.Row, error) {
 			doubts = append(doubts, stalled(arm, row))
 		}
 	}
+	m.compare(rows)
 	return rows, errors.Join(doubts...)
+}
+
+// compare puts what an arm got of lease's bandwidth, round by round, into the row of lease-cache, which is about that.
+func (m *measurement) compare(rows []bench.Row) {
+	base := m.paces[lab.Lease]
+	for i := range rows {
+		if rows[i].Arm != string(lab.LeaseCache) || base == nil {
+			continue
+		}
+		var ratios []float64
+		for round, r := range m.paces[lab.LeaseCache].rounds {
+			b := base.rounds[round]
+			if r.Bytes > 0 && b.Bytes > 0 && r.Elapsed > 0 {
+				ratios = append(ratios, float64(r.Bytes)/float64(b.Bytes)*float64(b.Elapsed)/float64(r.Elapsed))
+			}
+		}
+		in := bench.MedianInterval(ratios)
+		rows[i].ToLease = &in
+	}
 }
 
 // timedPass is a pass whose figures count.

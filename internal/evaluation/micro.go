@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -64,8 +65,7 @@ func RunConcurrency(ctx context.Context, opts lab.Options, plan Plan, numbers []
 	if err := checkConcurrency(&plan, numbers); err != nil {
 		return nil, err
 	}
-	equip(&opts, plan.Arms)
-	err = inLab(ctx, opts, progress, func(l *lab.Lab) error {
+	err = inLabFor(ctx, opts, plan.Arms, progress, func(l *lab.Lab) error {
 		env, err := environment(l)
 		if err != nil {
 			return err
@@ -123,9 +123,17 @@ func connectionsName(n int) string {
 	return fmt.Sprintf("%d connections", n)
 }
 
-// equip asks for what a lab must have for arms.
-func equip(opts *lab.Options, arms []lab.Arm) {
+// inLabFor is inLab, with all in the lab that the arms need.
+func inLabFor(ctx context.Context, opts lab.Options, arms []lab.Arm, progress *bench.Progress, fn func(*lab.Lab) error) (err error) {
 	opts.InMemory = slices.Contains(arms, lab.VMTmpfs)
 	opts.Virtiofs = slices.Contains(arms, lab.VMVirtiofs)
 	opts.Peers = slices.ContainsFunc(arms, lab.Arm.IsPeer)
+	if slices.Contains(arms, lab.LeaseCache) {
+		// Beside the files: a page cache of another file system is another arm.
+		if opts.CacheDir, err = os.MkdirTemp(filepath.Dir(filepath.Clean(opts.Files)), "lease-cache-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(opts.CacheDir)) }()
+	}
+	return inLab(ctx, opts, progress, fn)
 }

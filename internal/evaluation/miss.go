@@ -9,10 +9,15 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"spillway/internal/bench"
 	"spillway/internal/cache"
@@ -23,64 +28,84 @@ import (
 // missSizes are those of the seed paper's Table I, in bytes.
 var missSizes = []int{288_600, 1_400_000, 4_300_000, 10_500_000}
 
-// MissRow is what a miss of the cache costs beside a plain HTTP client's GET from the same origin, for files of one size. Medians.
-type MissRow struct {
-	Bytes  int `json:"bytes"`
-	Rounds int `json:"rounds"`
-
-	PlainFirstUs float64 `json:"plain_first_us"` // from the request to the first byte of the body
-	CacheFirstUs float64 `json:"cache_first_us"` // from the question for attributes, which the origin is asked too, to the first byte that can be sent
-	PlainMBPerS  float64 `json:"plain_mb_per_s"`
-	CacheMBPerS  float64 `json:"cache_mb_per_s"` // written to disk, with checksums, and read again
-}
-
-// arms of Miss.
+// Arms of Miss.
 const (
-	missPlain = "plain"
-	missCache = "cache"
+	missPlain = "plain" // net/http in this process
+	missCurl  = "curl"  // the program, into a file; its connection is a new one, which its times leave out
+	missCache = "cache" // the cache: HEAD, GET, written to disk with checksums, and read again
 )
 
 // missCacheBytes is the budget: more than a round brings, less than all of them.
 const missCacheBytes = 256 << 20
 
-// Miss fetches files that the cache, in a directory below dir, has never seen from an HTTP origin on the loopback, and the same bytes with net/http. Every body is
-// compared, after the clock has stopped.
-func Miss(ctx context.Context, dir string, rounds int, progress *bench.Progress) ([]MissRow, error) {
+// Miss fetches files that the cache, in a directory below dir, has never seen from an HTTP origin on the loopback, and the same bytes with plain HTTP clients. Its
+// rows have a size and an arm each; the first byte is that of the body, for the cache one that can be sent. Every body is compared, after the clock has stopped.
+func Miss(ctx context.Context, dir string, rounds int, progress *bench.Progress) (*bench.Report, error) {
 	m, err := newMissRig(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer m.close()
-	var rows []MissRow
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return nil, err
+	}
+	report := bench.NewReport("miss", bench.Env{Kernel: unix.ByteSliceToString(u.Release[:]), CPUs: runtime.NumCPU(), Link: "loopback"})
+	gets := map[string]func(context.Context, string, []byte) (first, whole time.Duration, err error){missPlain: m.plain, missCurl: m.curl, missCache: m.cached}
+	arms := []string{missPlain, missCurl, missCache}
 	for _, size := range missSizes {
 		progress.Step("files of %d bytes", size)
-		first, whole := map[string][]time.Duration{}, map[string][]time.Duration{}
-		err := bench.Interleave(ctx, []string{missPlain, missCache}, rounds+1, func(ctx context.Context, arm string, round int) error {
-			get := m.plain
-			if arm == missCache {
-				get = m.cached
-			}
-			firstTook, took, err := get(ctx, fmt.Sprintf("%d/%d.m4s", size, round), m.buf[:size])
+		recorders, passes := map[string]*bench.Recorder{}, map[string][]bench.Round{}
+		for _, arm := range arms {
+			recorders[arm] = &bench.Recorder{}
+		}
+		err := bench.Interleave(ctx, arms, rounds+1, func(ctx context.Context, arm string, round int) error {
+			first, whole, err := gets[arm](ctx, fmt.Sprintf("%d/%d.m4s", size, round), m.buf[:size])
 			if err == nil && !bytes.Equal(m.buf[:size], m.content[:size]) {
 				err = errors.New("the body is wrong")
 			}
 			if err == nil && round > 0 { // the first one opens connections
-				first[arm], whole[arm] = append(first[arm], firstTook), append(whole[arm], took)
+				recorders[arm].Add(bench.Result{Bytes: int64(size), FirstByte: first, Elapsed: whole})
+				recorders[arm].AddElapsed(whole)
+				passes[arm] = append(passes[arm], bench.Round{Bytes: int64(size), Elapsed: whole})
 			}
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
-		us := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
-		rate := func(arm string) float64 { return float64(size) / us(bench.Summarize(whole[arm]).Median) }
-		rows = append(rows, MissRow{
-			Bytes: size, Rounds: rounds, PlainFirstUs: us(bench.Summarize(first[missPlain]).Median), CacheFirstUs: us(bench.Summarize(first[missCache]).Median),
-			PlainMBPerS: rate(missPlain), CacheMBPerS: rate(missCache),
-		})
+		for _, arm := range arms {
+			row := recorders[arm].Row(arm, SizeName(int64(size)))
+			row.CaseBytes, row.Spread = int64(size), recorders[arm].SpreadOf(passes[arm])
+			report.Rows = append(report.Rows, row)
+		}
 		progress.Done("done")
 	}
-	return rows, nil
+	return report, nil
+}
+
+// MissRatio compares the cache with the plain clients, by medians: times to the first byte, and throughputs.
+type MissRatio struct {
+	Case                                               string
+	FirstToPlain, FirstToCurl, RateToPlain, RateToCurl float64
+}
+
+// MissRatios are those of a report of Miss.
+func MissRatios(report *bench.Report) (ratios []MissRatio) {
+	rows := map[[2]string]bench.Row{}
+	for _, r := range report.Rows {
+		rows[[2]string{r.Case, r.Arm}] = r
+	}
+	for _, c := range report.Rows {
+		if c.Arm != missCache {
+			continue
+		}
+		plain, curl := rows[[2]string{c.Case, missPlain}], rows[[2]string{c.Case, missCurl}]
+		ratios = append(ratios, MissRatio{
+			c.Case, c.FirstByteUs / plain.FirstByteUs, c.FirstByteUs / curl.FirstByteUs, plain.MedianUs / c.MedianUs, curl.MedianUs / c.MedianUs,
+		})
+	}
+	return ratios
 }
 
 // missRig is an origin with both its clients.
@@ -91,11 +116,12 @@ type missRig struct {
 	url          string
 	client       http.Client
 	cache        *cache.Cache
+	download     string // curl's file
 }
 
 func newMissRig(dir string) (*missRig, error) {
 	largest := missSizes[len(missSizes)-1]
-	m := &missRig{content: make([]byte, largest), buf: make([]byte, largest)}
+	m := &missRig{content: make([]byte, largest), buf: make([]byte, largest), download: filepath.Join(dir, "download")}
 	random := rand.NewChaCha8([32]byte{1})
 	_, _ = random.Read(m.content) // it never fails
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -160,6 +186,31 @@ func (m *missRig) plain(ctx context.Context, name string, p []byte) (first, whol
 		_, err = io.ReadFull(resp.Body, p[n:])
 	}
 	return first, time.Since(began), err
+}
+
+// curl is the program. What it tells as its times is without its own start, and without the connection's.
+func (m *missRig) curl(ctx context.Context, name string, p []byte) (first, whole time.Duration, err error) {
+	defer os.Remove(m.download) // the cache's file is a new one too
+	cmd := exec.CommandContext(ctx, "curl", "--silent", "--show-error", "--fail", "--noproxy", "*", "--output", m.download,
+		"--write-out", "%{time_pretransfer} %{time_starttransfer} %{time_total}", m.url+name)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, 0, fmt.Errorf("curl: %w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	var ready, start, total float64 // s
+	if _, err := fmt.Sscan(string(out), &ready, &start, &total); err != nil {
+		return 0, 0, fmt.Errorf("curl says %q: %w", out, err)
+	}
+	f, err := os.Open(m.download)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	_, err = io.ReadFull(f, p)
+	seconds := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+	return seconds(start - ready), seconds(total - ready), err
 }
 
 // cached is what the host does for a guest that sends a file nobody has asked for: STAT, and a SEND that follows the fill.

@@ -1,21 +1,23 @@
 package evaluation
 
 import (
+	"strings"
 	"testing"
 
 	"spillway/internal/bench"
 )
 
 func TestMiss(t *testing.T) {
-	rows, err := Miss(t.Context(), t.TempDir(), 2, bench.NewProgress(nil))
+	report, err := Miss(t.Context(), t.TempDir(), 2, bench.NewProgress(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(rows) != len(missSizes) {
-		t.Fatalf("%d rows", len(rows))
+	if len(report.Rows) != 3*len(missSizes) {
+		t.Fatalf("%d rows", len(report.Rows))
 	}
-	for _, r := range rows {
-		if r.Rounds != 2 || min(r.PlainFirstUs, r.CacheFirstUs, r.PlainMBPerS, r.CacheMBPerS) <= 0 {
+	for i, r := range report.Rows {
+		size := int64(missSizes[i/3])
+		if r.N != 2 || r.CaseBytes != size || r.Bytes != 2*size || r.FirstByteUs <= 0 || r.MedianUs < r.FirstByteUs || r.Spread == nil || r.Spread.Rounds != 2 {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -30,6 +32,7 @@ func TestMissBodies(t *testing.T) {
 	defer m.close()
 	for name, get := range map[string]func() error{
 		missPlain: func() error { _, _, err := m.plain(t.Context(), "300000/a", m.buf[:300_000]); return err },
+		missCurl:  func() error { _, _, err := m.curl(t.Context(), "300000/a", m.buf[:300_000]); return err },
 		missCache: func() error { _, _, err := m.cached(t.Context(), "300000/a", m.buf[:300_000]); return err },
 	} {
 		clear(m.buf)
@@ -39,6 +42,9 @@ func TestMissBodies(t *testing.T) {
 	}
 	if _, _, err := m.plain(t.Context(), "none", m.buf[:10]); err == nil {
 		t.Error("a body of an error page is one of a file")
+	}
+	if _, _, err := m.curl(t.Context(), "none", m.buf[:10]); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("curl takes an error page for a file: %v", err)
 	}
 	if _, _, err := m.cached(t.Context(), "none", m.buf[:10]); err == nil {
 		t.Error("a file that is not there")

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,8 +74,21 @@ func samples() []File {
 	for _, stage := range []string{"warm-up", "first"} {
 		path.Rows = append(path.Rows, bench.Row{Arm: "lease", Case: "1.4 MB " + stage, N: 30, MedianUs: 159_000, P99Us: 170_250, FirstByteUs: 41_000, FirstByteP99Us: 42_000})
 	}
+	copies := bench.NewReport("cache", bench.Env{Accelerator: "tcg", Link: "unshaped"})
+	copies.Rows = []bench.Row{
+		{Arm: "lease", Case: "10.5 MB", N: 1, MBPerS: 200},
+		{Arm: "lease-cache", Case: "10.5 MB", N: 1, MBPerS: 198, ToLease: &bench.Interval{Median: 0.99, Low: 0.97, High: 1.01, Coverage: 0.959}},
+		{Arm: "vm", Case: "set of 640 MiB", N: 10, Bytes: 1e9, MBPerS: 50,
+			Memory: &bench.Memory{MediaBytes: 600e6, GuestsBytes: 1e9, GuestCacheBytes: 750e6, HostCacheBytes: 600e6, QEMUBytes: 950e6, ShareReadBytes: 250e6, HitRatio: 0.75}},
+		{Arm: "lease", Case: "set of 640 MiB", N: 10, Bytes: 1e9, MBPerS: 100, Memory: &bench.Memory{MediaBytes: 600e6, GuestsBytes: 1e9, HostCacheBytes: 600e6, HitRatio: 1}},
+	}
+	miss := bench.NewReport("miss", bench.Env{Link: "loopback"})
+	for arm, mb := range map[string]float64{"plain": 2000, "curl": 800, "cache": 1000} {
+		miss.Rows = append(miss.Rows, bench.Row{Arm: arm, Case: "1.4 MB", CaseBytes: 1_400_000, N: 50, MBPerS: mb, FirstByteUs: 100, FirstByteP99Us: 200})
+	}
+	slices.SortFunc(miss.Rows, func(a, b bench.Row) int { return strings.Compare(a.Arm, b.Arm) })
 	return []File{{"results/micro.json", micro}, {"dash.json", dash}, {"concurrency.json", many}, {"cpu.json", cpu}, {"handover.json", handover},
-		{"players.json", players}, {"path.json", path}}
+		{"players.json", players}, {"path.json", path}, {"cache.json", copies}, {"miss.json", miss}}
 }
 
 func TestWrite(t *testing.T) {
@@ -112,7 +126,7 @@ func TestWrite(t *testing.T) {
 			if !strings.Contains(string(text), "("+PlotDir+"/"+base+")") {
 				t.Errorf("the document does not show %s", base)
 			}
-			if !strings.Contains(string(content), "MB/s") && !strings.Contains(string(content), ", s") && !strings.Contains(string(content), "times that of vm") {
+			if !strings.Contains(string(content), "MB/s") && !strings.Contains(string(content), ", s") && !strings.Contains(string(content), "times that of vm") && !strings.Contains(string(content), "bytes for one") {
 				t.Errorf("%s has an axis without a unit", base)
 			}
 			if strings.Contains(string(content), "NaN") || strings.Contains(string(content), "Inf") {
@@ -125,7 +139,7 @@ func TestWrite(t *testing.T) {
 			}
 		}
 	}
-	if plots != 6 {
+	if plots != 7 {
 		t.Errorf("%d plots: %v", plots, names)
 	}
 }

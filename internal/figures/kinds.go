@@ -16,7 +16,7 @@ import (
 // plots makes the figures that a report has data for.
 func plots(r *bench.Report) ([]Plot, error) {
 	var all []Plot
-	for _, make := range []func(*bench.Report) (Plot, bool, error){bandwidthBySize, crossoverPlot, elapsedBySet, bandwidthOverTime, byConnections, cpuPerGB} {
+	for _, make := range []func(*bench.Report) (Plot, bool, error){bandwidthBySize, crossoverPlot, elapsedBySet, bandwidthOverTime, byConnections, cpuPerGB, copiesPlot} {
 		p, ok, err := make(r)
 		if err != nil {
 			return nil, err

@@ -55,6 +55,7 @@ var ErrNothing = errors.New("there is nothing to publish: every row is refused o
 var titles = map[string]string{
 	"micro": "Bandwidth by file size", "request": "Time per request", "dash": "Data sets", "demo": "Small data sets", "concurrency": "Many connections",
 	"cpu": "CPU time", "handover": "Handover and handback", "path": "A path with delay", "idle": "Idle connections",
+	"cache": "The cache: hits, and copies in memory", "miss": "The cache: misses",
 }
 
 // Write makes Markdown, CSV and plots of the reports below dir, and returns the names of the files. Nothing is written when a plot cannot be made.

@@ -36,6 +36,13 @@ func tables(r *bench.Report) []string {
 		all = appendTable(all, "Time to the first byte of a response, ms: median (99 % are below).", timesTable(others, firstByte))
 	case r.Bench == "cpu":
 		all = append(all, cpuTable(others))
+	case r.Bench == "cache":
+		all = appendTable(all, "A hit: the lease over a complete cache share beside the lease over a directory, passes in turns.", hitTable(others))
+		all = appendTable(all, "Two VMs that serve one working set, each from its own page cache (`vm`) or by leases from the host's (`lease`). The hit ratio is of bytes, in the cache that\n"+
+			"the media are sent from: the guest's, or the host's.", memoryTable(others))
+	case r.Bench == "miss":
+		all = appendTable(all, "Time to the first byte of the body, ms: median (99 % are below).", timesTable(others, firstByte))
+		all = append(all, "MB/s of one file, medians.\n\n"+armTable(others, func(row bench.Row) float64 { return rate(row).Median }, 0, true))
 	case r.Bench == "path":
 		all = appendTable(all, "Time to the last byte of a response, ms: median (99 % are below). warm-up: the first of a connection, by the server's own kernel in every arm; first: the next, which\n"+
 			"`lease` and `offload` hand the connection over for; following: the others.", timesTable(others, lastByte))
@@ -61,7 +68,7 @@ func appendTable(all []string, caption, table string) []string {
 }
 
 // ratios of the tables: the first arm to the second.
-var ratios = [][2]string{{"lease", "vm"}, {"lease", "nginx-vm"}, {"lease", "nginx-host"}, {"lease", "baremetal"}, {"offload", "vm"}}
+var ratios = [][2]string{{"lease", "vm"}, {"lease", "nginx-vm"}, {"lease", "nginx-host"}, {"lease", "baremetal"}, {"offload", "vm"}, {"cache", "plain"}, {"cache", "curl"}}
 
 // armTable has a row for each case, a column for each arm, and how much better the first arm of each ratio is than the second.
 func armTable(rows []bench.Row, value func(bench.Row) float64, decimals int, moreIsBetter bool) string {

@@ -6,8 +6,8 @@
 //
 // A link with a delay replaces the veth pair to the client by the two TUN devices of a delay line, under the same names and addresses.
 //
-// With Options.SecondGuest there is one more guest at 10.87.1.2, with one server. With Options.Origin the offloading servers' share is one that the
-// daemon fills from an origin (docs/cache.md), and not the directory.
+// With Options.SecondGuest there is one more guest at 10.87.1.2, with two servers. With Options.Origin the offloading servers' share is one that the
+// daemon fills from an origin (docs/cache.md), and not the directory. With Options.CacheDir there is such a share beside the directory, and a server for it.
 //
 // Everything runs as real processes of the spillway binary: the host daemon and a bare-metal media server in the host's namespace, and in the guest one
 // media server for each way to serve, on a port of its own. Names carry the lab's, so that labs of several checkouts stand
@@ -58,6 +58,7 @@ const (
 	vmName    = "vm0"
 	secondVM  = "vm1"
 	shareName = "media"
+	cacheName = "cached" // the share of LeaseCache
 	urlPrefix = "/media/"
 )
 
@@ -79,6 +80,10 @@ const (
 	VMVirtiofs Arm = "vm-virtiofs"
 	// Second is Lease in the second guest, of a lab that was made with Options.SecondGuest.
 	Second Arm = "second"
+	// SecondVM is VM in the second guest.
+	SecondVM Arm = "second-vm"
+	// LeaseCache is Lease, over a share of kind cache whose origin is the directory. Only a lab that was made with Options.CacheDir has it.
+	LeaseCache Arm = "lease-cache"
 )
 
 // Arms in the order of the tables.
@@ -86,7 +91,7 @@ func Arms() []Arm { return []Arm{Baremetal, VM, Offload, Lease} }
 
 // AllArms are Arms, and those that a lab has for comparison.
 func AllArms() []Arm {
-	return []Arm{Baremetal, VM, VMCold, VMVirtiofs, VMTmpfs, Offload, Lease, NginxHost, NginxVM}
+	return []Arm{Baremetal, VM, VMCold, VMVirtiofs, VMTmpfs, Offload, Lease, LeaseCache, NginxHost, NginxVM}
 }
 
 // guestServers are the arms whose server is ours and in the guest.
@@ -106,30 +111,39 @@ func (o Options) servers() []Arm {
 	if o.Peers {
 		arms = append(arms, NginxHost, NginxVM)
 	}
+	if o.CacheDir != "" {
+		arms = append(arms, LeaseCache)
+	}
 	if o.SecondGuest {
-		arms = append(arms, Second)
+		arms = append(arms, Second, SecondVM)
 	}
 	return arms
 }
 
 // offloads tells whether an arm uses the host daemon.
-func (a Arm) offloads() bool { return a == Offload || a == Lease || a == Second }
+func (a Arm) offloads() bool { return a == Offload || a == Lease || a == LeaseCache || a == Second }
 
 // Ports of an arm's server.
 func (a Arm) port() uint16 {
 	return map[Arm]uint16{
-		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, Second: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084, VMVirtiofs: 8085,
+		Baremetal: 8080, VM: 8080, VMCold: 8080, Offload: 8081, Lease: 8082, Second: 8082, VMTmpfs: 8083, NginxHost: 8084, NginxVM: 8084, VMVirtiofs: 8085, LeaseCache: 8086,
+		SecondVM: 8080,
 	}[a]
 }
 
 func (a Arm) adminPort() uint16 { return a.port() + 1000 }
 
-// channelArms of the first guest have channels.
-var channelArms = []Arm{Offload, Lease}
+// isSecond tells whether an arm's server is in the second guest.
+func (a Arm) isSecond() bool { return a == Second || a == SecondVM }
+
+// channelArms are those whose server is in the first guest and has channels.
+func (o Options) channelArms() []Arm {
+	return slices.DeleteFunc(o.servers(), func(a Arm) bool { return !a.offloads() || a.isSecond() })
+}
 
 // mode of an offloading arm's server.
 func (a Arm) mode() string {
-	if a == Second {
+	if a == Second || a == LeaseCache {
 		return string(Lease)
 	}
 	return string(a)
@@ -140,7 +154,7 @@ func (a Arm) addr() netip.Addr {
 	switch a {
 	case Baremetal, NginxHost:
 		return hostAddr4.Addr()
-	case Second:
+	case Second, SecondVM:
 		return secondAddr4.Addr()
 	}
 	return guestAddr4.Addr()

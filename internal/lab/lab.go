@@ -44,7 +44,8 @@ type Options struct {
 	// Origin is where the daemon fills the share of the offloading servers from: a directory, or an address that the lab's host reaches, such as OwnOrigin.
 	// Empty: the share is Files. The other arms serve Files all the same.
 	Origin      string
-	SecondGuest bool // there is one more guest, with the arm Second
+	CacheDir    string // where the share of an arm LeaseCache keeps its files, on the file system of Files if the two are to be compared; empty: there is no such arm
+	SecondGuest bool   // there is one more guest, with the arms Second and SecondVM
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process
@@ -147,6 +148,11 @@ func prepare(ctx context.Context, opts Options) (*Lab, error) {
 	}
 	if opts.Files, err = filepath.Abs(opts.Files); err != nil {
 		return nil, err
+	}
+	if opts.CacheDir != "" {
+		if opts.CacheDir, err = filepath.Abs(opts.CacheDir); err != nil {
+			return nil, err
+		}
 	}
 	if opts.Origin != "" && !strings.Contains(opts.Origin, "://") {
 		if opts.Origin, err = filepath.Abs(opts.Origin); err != nil {

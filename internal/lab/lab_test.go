@@ -194,6 +194,9 @@ func TestLab(t *testing.T) {
 			opts := Options{
 				Name: labName(), VM: NetNS, Binary: binary, Files: files, Threshold: 64 << 10, Detached: detached, Link: c.link,
 			}
+			if !detached {
+				opts.CacheDir = t.TempDir()
+			}
 			t.Cleanup(func() { _ = Down(context.Background(), opts.Name, quiet) })
 			l, err := Up(t.Context(), opts)
 			if err != nil {
@@ -253,7 +256,11 @@ func useLab(t *testing.T, l *Lab, content []byte) {
 			t.Errorf("a connection takes %v, over a link of %v", took, l.Link)
 		}
 	}
-	for _, arm := range Arms() {
+	arms := l.servers()
+	if (l.CacheDir != "") != slices.Contains(arms, LeaseCache) {
+		t.Errorf("arms %v, a cache in %q", arms, l.CacheDir)
+	}
+	for _, arm := range arms {
 		resp, err := c.Get(l.URL(arm, "f.mp4"))
 		if err != nil {
 			t.Fatalf("%s: %v", arm, err)
@@ -286,12 +293,17 @@ func useLab(t *testing.T, l *Lab, content []byte) {
 	if g, err := l.GuestCounters(); err != nil || g.TxBytes == 0 || g.RxBytes < uint64(len(content)) {
 		t.Errorf("counters of the guest's link: %+v, %v", g, err)
 	}
+	if l.CacheDir != "" {
+		if files, err := os.ReadDir(filepath.Join(l.CacheDir, "data")); err != nil || len(files) != 1 {
+			t.Errorf("the cache has %v, %v", files, err)
+		}
+	}
 	if l.Accelerator() != "none" || l.QEMUVersion() != "" {
 		t.Errorf("accelerator %s, QEMU %s", l.Accelerator(), l.QEMUVersion())
 	}
 	if _, delayed := l.Link.DelayLine(); delayed {
 		s, err := l.LinkStats(t.Context())
-		if err != nil || s.Link != l.Link.String() || s.ToClient.Bytes < int64(len(Arms())*len(content)) || s.ToHost.Packets == 0 {
+		if err != nil || s.Link != l.Link.String() || s.ToClient.Bytes < int64(len(arms)*len(content)) || s.ToHost.Packets == 0 {
 			t.Errorf("the link says %+v, %v", s, err)
 		}
 	} else if s, err := l.LinkStats(t.Context()); err == nil {

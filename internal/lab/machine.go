@@ -39,15 +39,14 @@ func (o Options) newMachines() []*machine {
 	if o.VM != QEMU {
 		return nil
 	}
-	isSecond := func(a Arm) bool { return a == Second }
 	all := []*machine{{
 		name: vmName, tap: guestLink, mac: guestMAC,
-		addrs: []netip.Prefix{guestAddr4, guestAddr6}, gateways: []netip.Prefix{gateway4, gateway6}, arms: slices.DeleteFunc(o.guestServers(), isSecond),
+		addrs: []netip.Prefix{guestAddr4, guestAddr6}, gateways: []netip.Prefix{gateway4, gateway6}, arms: slices.DeleteFunc(o.guestServers(), Arm.isSecond),
 	}}
 	if o.SecondGuest {
 		all = append(all, &machine{
 			name: secondVM, tap: secondLink, mac: secondMAC,
-			addrs: []netip.Prefix{secondAddr4, secondAddr6}, gateways: []netip.Prefix{secondGateway4, secondGateway6}, arms: []Arm{Second},
+			addrs: []netip.Prefix{secondAddr4, secondAddr6}, gateways: []netip.Prefix{secondGateway4, secondGateway6}, arms: []Arm{Second, SecondVM},
 		})
 	}
 	return all
@@ -252,6 +251,17 @@ func (l *Lab) Control() *guestinit.Control {
 		return nil
 	}
 	return l.machines[0].control
+}
+
+// GuestFile reads a file, of at most 4 MiB, in the VM that runs an arm's server.
+func (l *Lab) GuestFile(ctx context.Context, arm Arm, path string) ([]byte, error) {
+	m := l.machine(arm)
+	if m == nil {
+		return nil, fmt.Errorf("read %s: arm %s has no VM", path, arm)
+	}
+	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	defer cancel()
+	return m.control.Cat(ctx, path)
 }
 
 // controlTimeout bounds a request to a guest's init.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -171,20 +172,36 @@ admin = %q
 name = %q
 channels = [%s]
 addresses = ["%s", "%s"]
-shares = [%q]
-%s%s`, l.Name, l.adminSocket(), busyPoll, l.shareConfig(), vmName, l.channels(channelArms...),
-		guestAddr4.Addr(), guestAddr6.Addr(), shareName, limits, l.secondVMConfig())
+shares = [%s]
+%s%s`, l.Name, l.adminSocket(), busyPoll, l.shareConfig(), vmName, l.channels(l.channelArms()...),
+		guestAddr4.Addr(), guestAddr6.Addr(), l.guestShares(), limits, l.secondVMConfig())
 }
 
 // cacheSize is the budget of a lab's cache.
 const cacheSize = "1GiB"
 
-// shareConfig is the share of the offloading servers.
+// shareConfig is the share of the offloading servers, and that of LeaseCache.
 func (l *Lab) shareConfig() string {
-	if l.Origin == "" {
-		return fmt.Sprintf("[[share]]\nname = %q\npath = %q\n", shareName, l.Files)
+	config := fmt.Sprintf("[[share]]\nname = %q\npath = %q\n", shareName, l.Files)
+	if l.Origin != "" {
+		config = cacheShare(shareName, l.Origin, filepath.Join(l.Dir, "cache"))
 	}
-	return fmt.Sprintf("[[share]]\nname = %q\norigin = %q\n[share.cache]\ndir = %q\nmax_size = %q\n", shareName, l.Origin, filepath.Join(l.Dir, "cache"), cacheSize)
+	if l.CacheDir != "" {
+		config += cacheShare(cacheName, l.Files, l.CacheDir)
+	}
+	return config
+}
+
+func cacheShare(name, origin, dir string) string {
+	return fmt.Sprintf("[[share]]\nname = %q\norigin = %q\n[share.cache]\ndir = %q\nmax_size = %q\n", name, origin, dir, cacheSize)
+}
+
+// guestShares are those that the first guest may name, as the configuration has them.
+func (l *Lab) guestShares() string {
+	if l.CacheDir == "" {
+		return strconv.Quote(shareName)
+	}
+	return strconv.Quote(shareName) + ", " + strconv.Quote(cacheName)
 }
 
 func (l *Lab) secondVMConfig() string {
@@ -234,7 +251,7 @@ func (l *Lab) StartServer(arm Arm) error {
 	switch arm {
 	case Baremetal:
 		ns = l.Host
-	case Second:
+	case Second, SecondVM:
 		ns = l.SecondGuestNS
 	}
 	return l.startProcess(string(arm), ns, nil, l.serveArgs(arm, func(i int) string { return "unix:" + l.channelSocket(arm, i) }, l.Files)...)
@@ -254,14 +271,18 @@ func (l *Lab) busyPoll() *time.Duration {
 
 // serveArgs are the arguments of an arm's media server, whose channels have these addresses.
 func (l *Lab) serveArgs(arm Arm, channel func(i int) string, mount string) []string {
-	if l.Origin != "" && arm.offloads() {
+	name := shareName
+	if arm == LeaseCache {
+		name = cacheName
+	}
+	if arm == LeaseCache || l.Origin != "" && arm.offloads() {
 		mount = "" // the daemon alone has the files
 	}
 	args := []string{
 		"serve",
 		"--listen", fmt.Sprintf(":%d", arm.port()),
 		"--admin", fmt.Sprintf(":%d", arm.adminPort()),
-		"--share", shareName + ":" + urlPrefix + ":" + mount,
+		"--share", name + ":" + urlPrefix + ":" + mount,
 	}
 	if !arm.offloads() {
 		return append(args, "--mode", string(config.ModeOff))
