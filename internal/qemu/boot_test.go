@@ -52,7 +52,7 @@ func TestGuest(t *testing.T) {
 				{Dst: netip.MustParsePrefix("::/0"), Via: host6.Addr()},
 			},
 		}},
-		Sysctls:  map[string]string{"net.ipv4.tcp_fin_timeout": "17"},
+		Sysctls: map[string]string{"net.ipv4.tcp_fin_timeout": "17"},
 		Mounts: []guestinit.Mount{
 			{Source: "media", Target: "/media", Type: "9p", Options: guestinit.Options9p, ReadOnly: true},
 			{Source: "media-fs", Target: "/media-fs", Type: "virtiofs", ReadOnly: true},
