@@ -229,7 +229,7 @@ memory. Fails on a wrong body, and on a wait of over 150 ms (and the link's roun
 	cmd.Flags().IntVarP(&n, "requests", "n", 1000, "requests of each arm and size, all rounds together, on each connection")
 	cmd.Flags().IntVar(&connections, "connections", 1, "connections at the same time")
 	cmd.Flags().StringSliceVar(&arms, "arms", []string{"baremetal", "vm", "offload", "lease"},
-		"arms to compare: baremetal, vm, vm-cold, vm-virtiofs, vm-tmpfs, offload, lease, nginx-host, nginx-vm")
+		"arms to compare: baremetal, vm, vm-cold, vm-virtiofs, vm-tmpfs, offload, lease, lease-cache, nginx-host, nginx-vm")
 	return cmd
 }
 

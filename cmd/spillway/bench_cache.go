@@ -63,7 +63,7 @@ by leases from the host's one copy (lease), each in a lab that begins with empty
 	f.Int64SliceVar(&sizes, "sizes", []int64{288_600, 10_500_000}, "file sizes of the hits, bytes")
 	f.IntVar(&hits, "hits", 1000, "requests of each arm and size, all rounds together")
 	f.Int64SliceVar(&setsMiB, "sets", []int64{128, 640}, "working sets, MiB: the guests have 512 each")
-	f.IntVarP(&plan.Requests, "requests", "n", 2000, "requests of each VM for a working set, all rounds together")
+	f.IntVarP(&plan.Requests, "requests", "n", 1000, "requests of each VM for a working set, all rounds together")
 	f.Float64Var(&scale, "scale", 1, "part of the requests")
 	return cmd
 }
