@@ -184,7 +184,7 @@ func (l *Lab) shareConfig() string {
 	if l.Origin == "" {
 		return fmt.Sprintf("[[share]]\nname = %q\npath = %q\n", shareName, l.Files)
 	}
-	return fmt.Sprintf("[[share]]\nname = %q\norigin = %q\n[share.cache]\ndir = %q\nmax_size = %q\n", shareName, l.Origin, filepath.Join(l.Dir, "cache"), cacheSize)
+	return fmt.Sprintf("[[share]]\nname = %q\norigin = %q\n[share.cache]\ndir = %q\nmax_size = %q\n%s\n", shareName, l.Origin, filepath.Join(l.Dir, "cache"), cacheSize, l.CacheConfig)
 }
 
 func (l *Lab) secondVMConfig() string {
