@@ -39,7 +39,7 @@ type Options struct {
 	// ReadAhead is how many files of a series (segment-12.m4s, segment-13.m4s …) are fetched ahead of the one that somebody begins to read. See readahead.go.
 	ReadAhead int
 
-	// Replaced is told the path of each file that the origin has replaced or removed, as soon as the cache knows. It must not wait for the cache. nil: nobody.
+	// Replaced is told the path of each file that the origin has replaced or removed, as soon as the cache knows, and of each one that Evict removes. It must not wait for the cache. nil: nobody.
 	Replaced func(path string)
 
 	MaxOpenFiles int // of complete files, as in share.Options
@@ -219,7 +219,7 @@ func (c *Cache) admit(e *entry) {
 	c.entries[e.path] = e
 }
 
-// outdate discards an entry that is not what the origin has any more. mu is held.
+// outdate discards an entry that is not, or may not be, what the origin has any more. mu is held.
 func (c *Cache) outdate(e *entry) {
 	if !e.gone && c.opts.Replaced != nil {
 		c.news = append(c.news, e.path)

@@ -131,7 +131,7 @@ type Evicted struct {
 	Pinned int   `json:"pinned"` // files that were left because they are pinned
 }
 
-// Evict removes the files whose paths begin with prefix, or exactly one.
+// Evict removes the files whose paths begin with prefix, or exactly one. Replaced is told of them: whoever evicts a file wants the origin to be asked anew.
 func (c *Cache) Evict(p string, prefix bool) (done Evicted) {
 	for _, e := range c.matching(p) {
 		if !prefix && e.path != p {
@@ -147,7 +147,7 @@ func (c *Cache) Evict(p string, prefix bool) (done Evicted) {
 		default:
 			done.Files++
 			done.Bytes += e.item.Size()
-			c.discard(e)
+			c.outdate(e)
 		}
 		c.unlock()
 	}

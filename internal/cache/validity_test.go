@@ -78,7 +78,7 @@ func TestReplaced(t *testing.T) {
 	}
 }
 
-// TestReplacedIsTold: of what the origin has replaced or removed, and of nothing else.
+// TestReplacedIsTold: of what the origin has replaced or removed, of what an operator evicts, and of nothing else.
 func TestReplacedIsTold(t *testing.T) {
 	told := make(chan string, 8)
 	r := newRig(t, func(o *Options) { o.Replaced = func(p string) { told <- p } })
@@ -118,7 +118,7 @@ func TestReplacedIsTold(t *testing.T) {
 	if done := r.Evict("", true); done.Files != 2 {
 		t.Errorf("%+v", done)
 	}
-	expect("evicted, which changes no version")
+	expect("evicted", "a.mpd", "b.mpd")
 
 	large := content(1, 40<<20)
 	r.web.put("f", large, "1")

@@ -269,7 +269,7 @@ func TestInputMoves(t *testing.T) {
 
 // TestSentNothing: a SEND that failed before its first byte goes through the channel instead, with its head.
 func TestSentNothing(t *testing.T) {
-	for _, reason := range []wire.Reason{wire.ReasonNotFound, wire.ReasonChanged, wire.ReasonForbidden, wire.ReasonShareUnknown} {
+	for _, reason := range []wire.Reason{wire.ReasonNotFound, wire.ReasonChanged, wire.ReasonForbidden, wire.ReasonShareUnknown, wire.ReasonDraining} {
 		t.Run(reason.String(), func(t *testing.T) {
 			r := newRig(t, Policy{Mode: Lease})
 			s := r.script()

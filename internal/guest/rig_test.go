@@ -234,7 +234,17 @@ func (r *rig) script() *script {
 		s.mu.Unlock()
 		return s
 	})
-	return s
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // the guest knows of the session before the host's end does
+		s.mu.Lock()
+		begun := s.session != nil
+		s.mu.Unlock()
+		if begun {
+			return s
+		}
+		if time.Now().After(deadline) {
+			r.tb.Fatal("the host's end has no session")
+		}
+	}
 }
 
 // Frame implements session.Handler.

@@ -210,6 +210,25 @@ func TestForgetReplaced(t *testing.T) {
 	}
 }
 
+// TestForgetIsForThoseWhoMayKnow: a guest that may not name the share hears nothing of its files.
+func TestForgetIsForThoseWhoMayKnow(t *testing.T) {
+	r, _ := newCacheRig(t)
+	delete(r.daemon.vms[1].shares, "vod") // before its guest comes
+	one, two := r.guest(0), r.guest(1)
+	for _, g := range []*fakeGuest{one, two} { // an answer tells that the session has begun
+		g.send(20, 0, wire.Stat{Share: "media", Path: "small"})
+		expect[wire.Attr](g, 20)
+	}
+	r.daemon.forget("vod", "f")
+	if m, _ := expect[wire.Forget](one, 0); m.Path != "f" {
+		t.Errorf("FORGET %+v", m)
+	}
+	r.daemon.forget("media", "g") // comes behind whatever there is
+	if m, _ := expect[wire.Forget](two, 0); m.Share != "media" || m.Path != "g" {
+		t.Errorf("FORGET %+v", m)
+	}
+}
+
 // TestManyForgets: they take neither memory without end, nor the place of what the guest asks.
 func TestManyForgets(t *testing.T) {
 	d := &desk{workers: maxRequests} // of which none is there

@@ -44,6 +44,7 @@ type Options struct {
 	// Origin is where the daemon fills the share of the offloading servers from: a directory, or an address that the lab's host reaches, such as OwnOrigin.
 	// Empty: the share is Files. The other arms serve Files all the same.
 	Origin      string
+	CacheConfig string // more of the cache's configuration with an Origin: lines of TOML
 	CacheDir    string // where the share of an arm LeaseCache keeps its files, on the file system of Files if the two are to be compared; empty: there is no such arm
 	SecondGuest bool   // there is one more guest, with the arms Second and SecondVM
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.

@@ -184,7 +184,7 @@ const cacheSize = "1GiB"
 func (l *Lab) shareConfig() string {
 	config := fmt.Sprintf("[[share]]\nname = %q\npath = %q\n", shareName, l.Files)
 	if l.Origin != "" {
-		config = cacheShare(shareName, l.Origin, filepath.Join(l.Dir, "cache"))
+		config = cacheShare(shareName, l.Origin, filepath.Join(l.Dir, "cache")) + l.CacheConfig + "\n"
 	}
 	if l.CacheDir != "" {
 		config += cacheShare(cacheName, l.Files, l.CacheDir)

@@ -214,7 +214,11 @@ func TestRemoteForget(t *testing.T) {
 		_, err := r.Open("f")
 		opened <- err
 	}()
+	deadline := time.Now().Add(20 * time.Second)
 	for stats := 0; stats < 4; stats, _ = h.calls() {
+		if time.Now().After(deadline) {
+			t.Fatal("what was forgotten is not asked for again")
+		}
 		time.Sleep(time.Millisecond)
 	}
 	r.Forget("f") // while the answer is on its way
