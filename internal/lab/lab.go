@@ -45,7 +45,7 @@ type Options struct {
 	// Empty: the share is Files. The other arms serve Files all the same.
 	Origin      string
 	CacheConfig string // more of the cache's configuration with an Origin: lines of TOML
-	SecondGuest bool // there is one more guest, with the arm Second
+	SecondGuest bool   // there is one more guest, with the arm Second
 	// Congestion is the congestion control of host and guest towards the client; empty: what each kernel has.
 	Congestion string
 	Detached   bool // outlive this process
