@@ -49,7 +49,7 @@ func TestSecondDaemon(t *testing.T) {
 			for _, key := range c.shared {
 				settings[key] = first[key]
 			}
-			said := secondDaemon(t, l, files, filepath.Join(dir, "second.toml"), settings)
+			said := secondDaemon(t, l, fmt.Sprintf("path = %q", files.dir), filepath.Join(dir, "second.toml"), settings)
 			for _, want := range c.says {
 				if !strings.Contains(said, want) {
 					t.Errorf("it does not say %q: %s", want, said)
@@ -72,8 +72,8 @@ func TestSecondDaemon(t *testing.T) {
 	}
 }
 
-// secondDaemon runs a daemon beside the lab's and returns what it says when it fails.
-func secondDaemon(t *testing.T, l *lab.Lab, files *media, file string, settings map[string]string) string {
+// secondDaemon runs a daemon beside the lab's, whose share has these lines of configuration, and returns what it says when it fails.
+func secondDaemon(t *testing.T, l *lab.Lab, share string, file string, settings map[string]string) string {
 	t.Helper()
 	must(t, os.WriteFile(file, fmt.Appendf(nil, `admin = %q
 [redirect]
@@ -83,13 +83,13 @@ route_table = %s
 priority = %s
 [[share]]
 name = "media"
-path = %q
+%s
 [[vm]]
 name = "vm0"
 channels = ["unix:%s"]
 addresses = ["10.87.0.9"]
 shares = ["media"]
-`, settings["admin"], settings["table"], settings["mark"], settings["route"], settings["rule"], files.dir, settings["channel"]), 0o644))
+`, settings["admin"], settings["table"], settings["mark"], settings["route"], settings["rule"], share, settings["channel"]), 0o644))
 	var out bytes.Buffer
 	cmd := exec.Command(program, "host", "--config", file)
 	cmd.Stdout, cmd.Stderr = &out, &out
