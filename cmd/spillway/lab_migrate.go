@@ -118,9 +118,9 @@ func joinWrite(err error, file string, report any) error {
 
 func printMoves(out io.Writer, r *evaluation.MovesReport) {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "move\ttotal ms\tpre-copy ms\trecalled\thold ms\tpaused ms\tdowntime ms\tlongest stall ms\t(before)\tMB/s before\tduring\t%\t")
+	fmt.Fprintln(t, "move\ttotal ms\tpre-copy ms\tcarried\trecalled\thold ms\tpaused ms\tdowntime ms\tlongest stall ms\t(before)\tMB/s before\tduring\t%\t")
 	for i, m := range r.Moves {
-		fmt.Fprintf(t, "%d\t%.0f\t%.0f\t%d\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.0f\t\n", i+1, m.TotalMs, m.PhasesMs["precopy"], m.Recalled, m.HoldMs, m.PausedMs, m.DowntimeMs,
+		fmt.Fprintf(t, "%d\t%.0f\t%.0f\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.0f\t\n", i+1, m.TotalMs, m.PhasesMs["precopy"], m.Carried, m.Recalled, m.HoldMs, m.PausedMs, m.DowntimeMs,
 			m.StallMs, m.StallBeforeMs, m.BeforeMBps, m.DuringMBps, 100*m.DuringMBps/m.BeforeMBps)
 	}
 	t.Flush()

@@ -51,7 +51,9 @@ Ctrl-C before the switch-over leaves everything as it was, and so does every fai
 					progress.Update("%.0f MB sent, %.0f MB left", float64(e.Copied.TransferredBytes)/1e6, float64(e.Copied.RemainingBytes)/1e6)
 					return
 				}
-				progress.Step("%s", e.Phase)
+				if !e.Taken {
+					progress.Step("%s", e.Phase)
+				}
 			}
 			report, err := migrate.Run(cmd.Context(), plan)
 			progress.Done("")
@@ -63,8 +65,8 @@ Ctrl-C before the switch-over leaves everything as it was, and so does every fai
 				e.SetIndent("", "  ")
 				return e.Encode(report)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s runs at %s after %.1f s; paused for %.0f ms; %d leases recalled within %.0f ms, %d clients closed\n",
-				report.VM, report.To, report.TotalMs/1000, report.PausedMs, report.Recalled, report.HoldMs, report.Closed)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s runs at %s after %.1f s; paused for %.0f ms; %d leases went along and %d were recalled, within %.0f ms, %d clients closed\n",
+				report.VM, report.To, report.TotalMs/1000, report.PausedMs, report.Carried, report.Recalled, report.HoldMs, report.Closed)
 			return nil
 		},
 	}

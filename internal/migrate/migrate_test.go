@@ -55,9 +55,9 @@ func TestDaemon(t *testing.T) {
 	side := adminSocket(t, mux)
 	d := newDaemon(side, "vm0")
 	ctx := t.Context()
-	description, sessions, err := d.describe(ctx)
-	if err != nil || sessions != 2 || !strings.Contains(string(description), `"new": [1]`) { // what we do not know goes on to the other daemon
-		t.Errorf("describe: %s, %d, %v", description, sessions, err)
+	description, known, err := d.describe(ctx)
+	if err != nil || known.Sessions != 2 || !strings.Contains(string(description), `"new": [1]`) { // what we do not know goes on to the other daemon
+		t.Errorf("describe: %s, %+v, %v", description, known, err)
 	}
 	if err := d.admit(ctx, description); err == nil || !strings.Contains(err.Error(), "host-x cannot take it: no room; no share") {
 		t.Errorf("admit: %v", err)
