@@ -69,6 +69,7 @@ one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong
 	cmd.Flags().IntVar(&plan.Moves, "moves", 20, "how often the VM moves: there, and back, and there …")
 	cmd.Flags().DurationVar(&plan.Between, "between", 2*time.Second, "undisturbed streaming before each move")
 	cmd.Flags().Var(&bandwidth, "bandwidth", "of pre-copy, bytes a second; 0: as fast as it goes")
+	cmd.Flags().BoolVar(&plan.Recall, "recall", false, "leases are recalled for a move, although they could go along")
 	cmd.Flags().StringVar(&file, "json", "", "also write the report, with the bandwidth over time, to this file")
 	cmd.Flags().StringVar(&plots, "plot", "", "also plot bandwidth over time, with the phases of the moves, to this directory (SVG and PNG)")
 	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)

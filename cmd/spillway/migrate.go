@@ -21,7 +21,7 @@ const defaultMigrateConfig = "/etc/spillway/migrate.toml"
 
 func migrateCommand() *cobra.Command {
 	var file, to string
-	var asJSON bool
+	var asJSON, recall bool
 	var bandwidth config.Size
 	cmd := &cobra.Command{
 		Use:   "migrate VM --to HOST",
@@ -41,7 +41,7 @@ Ctrl-C before the switch-over leaves everything as it was, and so does every fai
 				return err
 			}
 			plan := migrate.Plan{
-				VM: args[0], From: side(from), To: side(dest), URI: dest.Incoming, BytesPerSecond: int64(bandwidth),
+				VM: args[0], From: side(from), To: side(dest), URI: dest.Incoming, BytesPerSecond: int64(bandwidth), Recall: recall,
 				Start: func(ctx context.Context) error { return runAndWait(ctx, dest.Start, dest.QMP) },
 				Stop:  func(ctx context.Context) error { return runCommand(ctx, dest.Stop) },
 			}
@@ -73,6 +73,7 @@ Ctrl-C before the switch-over leaves everything as it was, and so does every fai
 	cmd.Flags().StringVarP(&file, "config", "c", defaultMigrateConfig, "configuration file")
 	cmd.Flags().StringVar(&to, "to", "", "the host to move to, as the file names it")
 	cmd.Flags().Var(&bandwidth, "bandwidth", "of pre-copy, bytes a second; 0: as fast as it goes")
+	cmd.Flags().BoolVar(&recall, "recall", false, "give all connections back to the VM for the move, although they could go along")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	_ = cmd.MarkFlagRequired("to") // it exists
 	return cmd
