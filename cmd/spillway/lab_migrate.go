@@ -69,6 +69,7 @@ one reads 200 KB/s. Every byte is compared; a reset, a failed request or a wrong
 	cmd.Flags().IntVar(&plan.Moves, "moves", 20, "how often the VM moves: there, and back, and there …")
 	cmd.Flags().DurationVar(&plan.Between, "between", 2*time.Second, "undisturbed streaming before each move")
 	cmd.Flags().Var(&bandwidth, "bandwidth", "of pre-copy, bytes a second; 0: as fast as it goes")
+	cmd.Flags().BoolVar(&plan.Recall, "recall", false, "leases are recalled for a move, although they could go along")
 	cmd.Flags().StringVar(&file, "json", "", "also write the report, with the bandwidth over time, to this file")
 	cmd.Flags().StringVar(&plots, "plot", "", "also plot bandwidth over time, with the phases of the moves, to this directory (SVG and PNG)")
 	flags.addThreshold(cmd, config.DefaultServe().Offload.Threshold)
@@ -118,9 +119,9 @@ func joinWrite(err error, file string, report any) error {
 
 func printMoves(out io.Writer, r *evaluation.MovesReport) {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "move\ttotal ms\tpre-copy ms\trecalled\thold ms\tpaused ms\tdowntime ms\tlongest stall ms\t(before)\tMB/s before\tduring\t%\t")
+	fmt.Fprintln(t, "move\ttotal ms\tpre-copy ms\tcarried\trecalled\thold ms\tpaused ms\tdowntime ms\tlongest stall ms\t(before)\tMB/s before\tduring\t%\t")
 	for i, m := range r.Moves {
-		fmt.Fprintf(t, "%d\t%.0f\t%.0f\t%d\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.0f\t\n", i+1, m.TotalMs, m.PhasesMs["precopy"], m.Recalled, m.HoldMs, m.PausedMs, m.DowntimeMs,
+		fmt.Fprintf(t, "%d\t%.0f\t%.0f\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.0f\t\n", i+1, m.TotalMs, m.PhasesMs["precopy"], m.Carried, m.Recalled, m.HoldMs, m.PausedMs, m.DowntimeMs,
 			m.StallMs, m.StallBeforeMs, m.BeforeMBps, m.DuringMBps, 100*m.DuringMBps/m.BeforeMBps)
 	}
 	t.Flush()

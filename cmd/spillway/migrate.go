@@ -21,7 +21,7 @@ const defaultMigrateConfig = "/etc/spillway/migrate.toml"
 
 func migrateCommand() *cobra.Command {
 	var file, to string
-	var asJSON bool
+	var asJSON, recall bool
 	var bandwidth config.Size
 	cmd := &cobra.Command{
 		Use:   "migrate VM --to HOST",
@@ -41,7 +41,7 @@ Ctrl-C before the switch-over leaves everything as it was, and so does every fai
 				return err
 			}
 			plan := migrate.Plan{
-				VM: args[0], From: side(from), To: side(dest), URI: dest.Incoming, BytesPerSecond: int64(bandwidth),
+				VM: args[0], From: side(from), To: side(dest), URI: dest.Incoming, BytesPerSecond: int64(bandwidth), Recall: recall,
 				Start: func(ctx context.Context) error { return runAndWait(ctx, dest.Start, dest.QMP) },
 				Stop:  func(ctx context.Context) error { return runCommand(ctx, dest.Stop) },
 			}
@@ -51,7 +51,9 @@ Ctrl-C before the switch-over leaves everything as it was, and so does every fai
 					progress.Update("%.0f MB sent, %.0f MB left", float64(e.Copied.TransferredBytes)/1e6, float64(e.Copied.RemainingBytes)/1e6)
 					return
 				}
-				progress.Step("%s", e.Phase)
+				if !e.Taken {
+					progress.Step("%s", e.Phase)
+				}
 			}
 			report, err := migrate.Run(cmd.Context(), plan)
 			progress.Done("")
@@ -63,14 +65,15 @@ Ctrl-C before the switch-over leaves everything as it was, and so does every fai
 				e.SetIndent("", "  ")
 				return e.Encode(report)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s runs at %s after %.1f s; paused for %.0f ms; %d leases recalled within %.0f ms, %d clients closed\n",
-				report.VM, report.To, report.TotalMs/1000, report.PausedMs, report.Recalled, report.HoldMs, report.Closed)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s runs at %s after %.1f s; paused for %.0f ms; %d leases went along and %d were recalled, within %.0f ms, %d clients closed\n",
+				report.VM, report.To, report.TotalMs/1000, report.PausedMs, report.Carried, report.Recalled, report.HoldMs, report.Closed)
 			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", defaultMigrateConfig, "configuration file")
 	cmd.Flags().StringVar(&to, "to", "", "the host to move to, as the file names it")
 	cmd.Flags().Var(&bandwidth, "bandwidth", "of pre-copy, bytes a second; 0: as fast as it goes")
+	cmd.Flags().BoolVar(&recall, "recall", false, "give all connections back to the VM for the move, although they could go along")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	_ = cmd.MarkFlagRequired("to") // it exists
 	return cmd

@@ -45,9 +45,16 @@ func TestVMMigration(t *testing.T) {
 		name string
 		run  func(t *testing.T, s *lab.Segment, files *media)
 	}{
-		{"there and back while a client streams", moveStreaming},
+		{"there and back while a client streams", func(t *testing.T, s *lab.Segment, files *media) { moveStreaming(t, s, files, false) }},
+		{"there and back, recalled", func(t *testing.T, s *lab.Segment, files *media) { moveStreaming(t, s, files, true) }},
 		{"interrupted in pre-copy", func(t *testing.T, s *lab.Segment, files *media) {
 			moveFails(t, s, files, migrate.Precopy, migrate.AtSource, true, func(_ *lab.Segment, interrupt func()) { interrupt() })
+		}},
+		{"destination dies when it has everything", func(t *testing.T, s *lab.Segment, files *media) {
+			moveFails(t, s, files, taken, migrate.AtSource, true, func(s *lab.Segment, _ func()) { killVM(t, s, 1-s.At) })
+		}},
+		{"interrupted when the destination has everything", func(t *testing.T, s *lab.Segment, files *media) {
+			moveFails(t, s, files, taken, migrate.AtSource, true, func(_ *lab.Segment, interrupt func()) { interrupt() })
 		}},
 		{"destination dies in pre-copy", func(t *testing.T, s *lab.Segment, files *media) {
 			moveFails(t, s, files, migrate.Precopy, migrate.AtSource, true, func(s *lab.Segment, _ func()) { killVM(t, s, 1-s.At) })
@@ -62,7 +69,7 @@ func TestVMMigration(t *testing.T) {
 		{"destination has no room for the leases", moveNoRoom},
 		{"destination's share lacks a file", moveFileMissing},
 		{"source daemon dies in pre-copy", moveSourceDaemonDies},
-		{"there and back again", moveStreaming},
+		{"there and back again", func(t *testing.T, s *lab.Segment, files *media) { moveStreaming(t, s, files, false) }},
 		{"by the command", moveByCommand},
 		{"the channel does not come back", moveChannelAway},
 	} {
@@ -75,7 +82,7 @@ func moveContext() (context.Context, context.CancelFunc) {
 }
 
 // moveStreaming: the bytes of a response that the move meets are right, and the connection lives on, as does an idle one.
-func moveStreaming(t *testing.T, s *lab.Segment, files *media) {
+func moveStreaming(t *testing.T, s *lab.Segment, files *media, recall bool) {
 	ctx, cancel := moveContext()
 	defer cancel()
 	for range 2 {
@@ -83,10 +90,19 @@ func moveStreaming(t *testing.T, s *lab.Segment, files *media) {
 		idle := dial(t, s.Lab, lab.Lease)
 		idle.get("10m.mp4", files.files["10m.mp4"])
 		lost, to := serverStats(t, s.Lab, lab.Lease).Counts.Lost, 1-s.At
-		report, err := s.Move(ctx, s.MovePlan())
+		sessions, plan := serverStats(t, s.Lab, lab.Lease).Counts.Sessions, s.MovePlan()
+		plan.Recall = recall
+		report, err := s.Move(ctx, plan)
 		must(t, err)
-		if report.Recalled != 2 || report.Closed != 0 || s.At != to {
+		carried, recalled, begun := 2, 0, uint64(0)
+		if recall {
+			carried, recalled, begun = 0, 2, 1
+		}
+		if report.Carried != carried || report.Recalled != recalled || report.Closed != 0 || s.At != to {
 			t.Errorf("%+v", report)
+		}
+		if now := serverStats(t, s.Lab, lab.Lease).Counts.Sessions - sessions; uint64(now) != begun {
+			t.Errorf("the guest has begun %d sessions, want %d", now, begun)
 		}
 		t.Logf("%s to %s: %.0f ms, paused for %.0f", report.From, report.To, report.TotalMs, report.PausedMs)
 		streaming.take(rest)
@@ -102,6 +118,9 @@ func moveStreaming(t *testing.T, s *lab.Segment, files *media) {
 	}
 }
 
+// taken is the end of phase Switch, where the destination has everything and the VM has not run there.
+const taken migrate.Phase = "taken"
+
 // moveFails: something happens when a move enters a phase. The VM is where it should be afterwards, nothing of it is elsewhere, and if whole is set its client has noticed nothing.
 func moveFails(t *testing.T, s *lab.Segment, files *media, at migrate.Phase, runs migrate.Place, whole bool, happens func(s *lab.Segment, interrupt func())) {
 	ctx, cancel := moveContext()
@@ -113,12 +132,19 @@ func moveFails(t *testing.T, s *lab.Segment, files *media, at migrate.Phase, run
 	plan.BytesPerSecond = 64 << 20 // so that pre-copy lasts for as long as it is told of
 	happened := false
 	plan.Progress = func(e migrate.Event) {
-		if e.Phase == at && !happened && (at != migrate.Precopy || e.Copied.TransferredBytes > 0) {
+		phase := e.Phase
+		if e.Taken {
+			phase = taken
+		}
+		if phase == at && !happened && (at != migrate.Precopy || e.Copied.TransferredBytes > 0) {
 			happened = true
 			happens(s, cancel)
 		}
 	}
 	_, err := s.Move(ctx, plan)
+	if at == taken {
+		at = migrate.Switch
+	}
 	var failed *migrate.Error
 	if !errors.As(err, &failed) || failed.Phase != at || failed.Runs != runs || !happened {
 		t.Fatalf("the move ends with %v", err)
@@ -338,7 +364,7 @@ func moveByCommand(t *testing.T, s *lab.Segment, files *media) {
 	s.At = to
 	var report migrate.Report
 	must(t, json.Unmarshal(out, &report))
-	if report.VM != "vm0" || report.To != s.Hosts[to].Name || report.Recalled != 1 || report.Closed != 0 {
+	if report.VM != "vm0" || report.To != s.Hosts[to].Name || report.Carried != 1 || report.Recalled != 0 || report.Closed != 0 {
 		t.Errorf("%s", out)
 	}
 	streaming.take(rest)

@@ -24,6 +24,7 @@ type MovesPlan struct {
 	Clients []MoveClients
 	// BytesPerSecond of pre-copy; 0: as fast as it goes.
 	BytesPerSecond int64
+	Recall         bool // leases go back to the guest for a move, although they could go along
 }
 
 // MoveClients are some clients that ask for the files of a data set, one after the other, again and again.
@@ -201,7 +202,7 @@ func (m *moves) moveOnce(ctx context.Context, undisturbed func() error) (*MoveRe
 	stallsBefore := m.meter.resetStalls()
 	began := time.Now()
 	plan := m.lab.MovePlan()
-	plan.BytesPerSecond = m.plan.BytesPerSecond
+	plan.BytesPerSecond, plan.Recall = m.plan.BytesPerSecond, m.plan.Recall
 	moved, err := m.lab.Move(ctx, plan)
 	if err != nil {
 		return nil, err

@@ -223,19 +223,20 @@ func (d *Daemon) closeKernel() {
 // vmListener is one channel of one VM.
 type vmListener struct {
 	vm       *vm
+	index    int // of the channel
 	listener channel.Listener
 	begins   *loglimit.Limiter // so that what happens at one channel keeps no beginning at another one from the log
 }
 
 func (l vmListener) serve(ctx context.Context, conn channel.Conn) error {
-	return l.vm.serve(ctx, conn, l.begins)
+	return l.vm.serve(ctx, l.index, conn, l.begins)
 }
 
 // listen listens at all channels, or at none.
 func (d *Daemon) listen() ([]vmListener, error) {
 	var all []vmListener
 	for _, v := range d.vms {
-		for _, a := range v.channels {
+		for i, a := range v.channels {
 			l, err := channel.Listen(a, v.gid)
 			if err != nil {
 				for _, open := range all {
@@ -243,7 +244,7 @@ func (d *Daemon) listen() ([]vmListener, error) {
 				}
 				return nil, fmt.Errorf("VM %s: %w", v.name, err)
 			}
-			all = append(all, vmListener{v, l, new(loglimit.Limiter)})
+			all = append(all, vmListener{v, i, l, new(loglimit.Limiter)})
 		}
 	}
 	return all, nil

@@ -35,6 +35,7 @@ type desk struct {
 
 	mu      sync.Mutex
 	work    sync.Cond
+	busy    int // how many answers are being made
 	workers int // more than deskWorkers while some wait for an origin
 	idle    int // of these, how many have nothing to do
 	entries []entry
@@ -133,6 +134,7 @@ func (d *desk) run() {
 		}
 		d.answer(e)
 		d.mu.Lock()
+		d.busy--
 		switch {
 		case e.kind == wire.TypeForget:
 			d.forgets--
@@ -157,7 +159,15 @@ func (d *desk) next() (entry, bool) {
 	}
 	e := d.entries[0]
 	d.entries = d.entries[1:]
+	d.busy++
 	return e, true
+}
+
+// settled tells that everything is answered.
+func (d *desk) settled() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.entries) == 0 && d.busy == 0
 }
 
 // answer writes the answer to e. That the session is over meanwhile need not be known here.

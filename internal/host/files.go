@@ -153,7 +153,7 @@ func (l *leaseConn) untilWanted(parent context.Context) (ctx context.Context, do
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stopWait = cancel
-	if l.over != wire.ReasonOK || l.recall == recalled {
+	if l.over != wire.ReasonOK || l.recall == recalled || l.carry == asked {
 		cancel()
 	}
 	return ctx, func() {

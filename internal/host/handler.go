@@ -14,6 +14,7 @@ import (
 // handler is one session with a guest (session.Handler).
 type handler struct {
 	vm      *vm
+	channel int // which of the VM's
 	session *session.Session
 	desk    *desk
 
@@ -23,8 +24,8 @@ type handler struct {
 	leases map[uint32]*leaseConn
 }
 
-func newHandler(v *vm, s *session.Session) *handler {
-	h := &handler{vm: v, session: s, leases: make(map[uint32]*leaseConn)}
+func newHandler(v *vm, s *session.Session, channel int) *handler {
+	h := &handler{vm: v, channel: channel, session: s, leases: make(map[uint32]*leaseConn)}
 	h.desk = newDesk(h)
 	v.counters.sessions.Add(1)
 	v.mu.Lock()
@@ -84,7 +85,7 @@ func (h *handler) handover(id uint32, payload []byte) error {
 	switch {
 	case twice:
 		return breach("HANDOVER of lease %d, which lives", id)
-	case h.vm.daemon.draining.Load() || h.vm.isHeld():
+	case h.vm.daemon.draining.Load() || h.vm.isHeld() || h.vm.isCarried():
 		return h.refuse(id, wire.ReasonDraining)
 	case !h.vm.addresses[m.State.Local.Addr()]:
 		if skipped, ok := h.vm.complain.Allow(); ok {

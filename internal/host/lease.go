@@ -20,9 +20,12 @@ type buffer [wire.HeaderSize + wire.MaxData]byte
 type item struct {
 	kind  wire.Type // DATA, SEND, END, CLOSE; HANDBACK: give the connection back; CLOSED: the lease ends for reason
 	more  bool      // DATA: do not push
-	data  []byte    // DATA
+	data  []byte    // DATA: what of it is left
+	whole int       // DATA: how much it was, once it is under way
 	order *order    // SEND
 	end   wire.Reason
+	again bool // DATA, SEND: another host has done this for the guest; it has not left there
+	aside bool // nothing of these: step aside
 }
 
 // order is a SEND.
@@ -30,8 +33,10 @@ type order struct {
 	file     wire.FileRef
 	offset   int64
 	count    int64
-	header   []byte
+	header   []byte // what of it is left
 	giveBack bool
+	begun    bool  // a byte of the header was written
+	sent     int64 // bytes of the file that were
 }
 
 // leaseConn is one lease: the host's end of a connection that a guest has handed over.
@@ -52,6 +57,8 @@ type leaseConn struct {
 	spoke    bool          // HANDBACK brought something that the client has said
 	listens  bool          // the receiver was started
 	received chan struct{} // closed when the receiver is gone
+	current  *item         // DATA or SEND under way
+	todo     []item        // to be done before the inbox: what another host has left
 
 	receiving sync.Mutex // held by whoever reads from the client's socket, until what was read is in the channel
 
@@ -87,13 +94,26 @@ type leaseConn struct {
 	over       wire.Reason // the lease must end now, without what is in the inbox
 	abort      bool        // and with RST
 	eof        bool        // the client has closed its direction
+	finished   bool        // its FIN came to another host: behind what is queued there is nothing
 	discard    bool        // what the client still says is of no interest
+
+	carry      carryState
+	carryUntil time.Time // for the client to acknowledge what is on its way
+	pieces     []piece   // that may not have left
+	seen       bool      // the client has acknowledged something to another host
 }
 
 func newLeaseConn(h *handler, id uint32, st *tcpstate.State) *leaseConn {
+	l := newLease(h.vm, id, st)
+	l.handler = h
+	return l
+}
+
+// newLease makes a lease that has no session yet.
+func newLease(v *vm, id uint32, st *tcpstate.State) *leaseConn {
 	l := &leaseConn{
-		id: id, vm: h.vm, handler: h, state: *st,
-		socket:   socket{kernel: &h.vm.daemon.kernel, mark: h.vm.mark},
+		id: id, vm: v, state: *st,
+		socket:   socket{kernel: &v.daemon.kernel, mark: v.mark},
 		received: make(chan struct{}),
 		allowed:  window, credit: window,
 	}
@@ -260,6 +280,13 @@ func (l *leaseConn) next() item {
 		switch {
 		case l.over != wire.ReasonOK:
 			return item{kind: wire.TypeClosed, end: l.over}
+		case l.carry == asked:
+			return item{aside: true}
+		case len(l.todo) > 0:
+			l.doing = sends
+			it := l.todo[0]
+			l.todo = l.todo[1:]
+			return it
 		case len(l.inbox) > 0:
 			l.doing = sends
 			it := l.inbox[0]
@@ -286,5 +313,5 @@ func (l *leaseConn) next() item {
 
 // settled tells whether nothing but a handback is to be done. l.mu is held.
 func (l *leaseConn) settled() bool {
-	return len(l.inbox) == 0 && l.over == wire.ReasonOK && !l.orphan && !l.ended && !l.eof
+	return len(l.todo) == 0 && len(l.inbox) == 0 && l.carry == stays && l.over == wire.ReasonOK && !l.orphan && !l.ended && !l.eof
 }

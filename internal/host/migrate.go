@@ -33,6 +33,7 @@ type Description struct {
 	Leases    int          `json:"leases"`   // live now
 	Held      bool         `json:"held"`     // Hold is in force
 	Files     []FileInUse  `json:"files"`    // that are being sent now
+	Carries   int          `json:"carries"`  // the version in which this host hands leases over, or takes them; 0: it does not
 	Gateways  []string     `json:"gateways"` // the hardware addresses that the VM sends to, for each of its addresses; empty: no link to it
 }
 
@@ -60,6 +61,9 @@ func (d *Daemon) Describe(name string) (Description, error) {
 		return Description{}, err
 	}
 	out := Description{Name: v.name, Protocol: wire.Version, Channels: len(v.channels), MaxLeases: v.maxLeases, Files: []FileInUse{}}
+	if d.kernel.halter != nil {
+		out.Carries = carryVersion
+	}
 	for a := range v.addresses {
 		out.Addresses = append(out.Addresses, a)
 	}
@@ -286,36 +290,27 @@ func (v *vm) isHeld() bool {
 	return v.held != nil
 }
 
-// mayOffer waits until a session may be offered (session.Options.Offer).
-func (v *vm) mayOffer(ctx context.Context) error {
-	for {
-		v.mu.Lock()
-		held := v.held
-		v.mu.Unlock()
-		if held == nil {
-			return nil
-		}
-		select {
-		case <-held:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 func (v *vm) sessionCount() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return len(v.handlers)
 }
 
-// Resume undoes Hold: the VM stays.
-func (d *Daemon) Resume(name string) error {
+// Resume undoes Hold and Halt: the VM stays. At the host that it was to move to, it undoes Expect and Import. With moved another host's clients have been sent something since
+// Export: the connections are reset.
+func (d *Daemon) Resume(name string, moved bool) error {
 	v, err := d.vm(name)
-	if err == nil {
-		v.letGo()
+	if err != nil {
+		return err
 	}
-	return err
+	v.letGo()
+	v.endArrival(nil)
+	if moved {
+		v.endCarriage(cutOff)
+	} else {
+		v.endCarriage(stays)
+	}
+	return nil
 }
 
 // Arrive makes this host the one that has the VM's addresses; see neighbor.Take. It may be called before the VM runs, and again.
@@ -325,6 +320,7 @@ func (d *Daemon) Arrive(name string, peers []netip.Addr) error {
 		return err
 	}
 	v.letGo()
+	v.endArrival(nil)
 	return d.env.do(func() error { return neighbor.Take(v.addressList(), peers) })
 }
 

@@ -81,7 +81,7 @@ func TestHold(t *testing.T) {
 	if n, err := conn.Read(make([]byte, 1)); n > 0 {
 		t.Errorf("the daemon offers a session: %v", err)
 	}
-	if err := r.daemon.Resume("one"); err != nil {
+	if err := r.daemon.Resume("one", false); err != nil {
 		t.Fatal(err)
 	}
 	g = r.guest(0)

@@ -14,7 +14,10 @@ import (
 // has closed too.
 func (l *leaseConn) receive() {
 	defer close(l.received)
-	for {
+	l.mu.Lock()
+	eof := l.eof // of a connection that comes from another host
+	l.mu.Unlock()
+	for !eof {
 		n, err := l.relay(l.awaitTurn())
 		if err != nil {
 			return // closed, or the deadline of linger
@@ -80,6 +83,10 @@ func (l *leaseConn) relay(limit int) (n int, err error) {
 		}
 		buf = l.vm.daemon.buffers.Get().(*buffer)
 		n, readErr = read(int(fd), buf[wire.HeaderSize:wire.HeaderSize+limit])
+		if readErr == unix.EAGAIN && l.finished {
+			n, readErr = 0, nil
+			return true
+		}
 		if readErr == unix.EAGAIN {
 			l.vm.daemon.buffers.Put(buf)
 			l.receiving.Unlock()

@@ -18,7 +18,10 @@ const sendfileChunk = 4 << 20
 
 // execute does a SEND.
 func (l *leaseConn) execute(o *order) wire.Reason {
-	l.vm.counters.sends.Add(1)
+	already := o.sent
+	if !o.begun {
+		l.vm.counters.sends.Add(1)
+	}
 	if l.broken != wire.ReasonOK {
 		return l.answerSend(l.broken, 0, true)
 	}
@@ -30,7 +33,7 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 		return l.answerSend(reason, 0, false)
 	}
 	defer l.vm.release(f, o.file)
-	if c := partial(f); c != nil && o.count > 0 {
+	if c := partial(f); c != nil && o.count > 0 && !o.begun {
 		// Before the header: what cannot be had at all has not begun to be sent.
 		if _, err := l.awaitBytes(c, o.offset); err != nil && !errors.Is(err, context.Canceled) {
 			return l.answerSend(l.vm.fileReason(err), 0, false)
@@ -41,12 +44,12 @@ func (l *leaseConn) execute(o *order) wire.Reason {
 	sent, failure, over := l.sendBody(o, f)
 	l.recallAgain()
 	l.vm.counters.took(stepSend, began)
-	l.vm.counters.bytes.Add(uint64(sent))
+	l.vm.counters.bytes.Add(uint64(max(sent-already, 0)))
 	switch {
 	case over != wire.ReasonOK || l.end.Phase() == lease.Gone: // over, or given back
 		return over
 	case failure != wire.ReasonOK:
-		started := sent > 0 || len(o.header) > 0
+		started := sent > 0 || o.begun
 		if started {
 			l.broken = failure
 		}
@@ -78,23 +81,48 @@ func (l *leaseConn) complete(f file, o *order) wire.Reason {
 // sendBody sends the header and the range. It returns how many bytes of the file were sent, and either why the file could not be sent, or why
 // the lease is over.
 func (l *leaseConn) sendBody(o *order, f file) (sent int64, failure, over wire.Reason) {
-	more := 0
-	if o.count > 0 {
-		more = unix.MSG_MORE
+	if len(o.header) > 0 {
+		o.begun = true
+		if over := l.write(&o.header, o.count > 0); over != wire.ReasonOK || l.end.Phase() == lease.Gone {
+			return 0, wire.ReasonOK, over
+		}
 	}
-	if over := l.write(o.header, more); over != wire.ReasonOK {
-		return 0, wire.ReasonOK, over
-	}
-	return l.sendFile(f, o)
+	sent, failure, over = l.sendFile(f, o, true)
+	return sent, failure, over
 }
 
-// sendFile sends the order's range, or as much of it as there is time for before the connection is wanted back.
-func (l *leaseConn) sendFile(f file, o *order) (sent int64, failure, over wire.Reason) {
-	offset, before := o.offset, l.socket.written.Load()
-	l.enterFile(true)
+// sendAgain sends what another host had queued of a file when the connection left it. The guest knows no better than that it was sent.
+func (l *leaseConn) sendAgain(o *order) wire.Reason {
+	ctx, cancel := l.vm.patience(context.Background(), o.file.Share)
+	defer cancel()
+	f, reason := l.vm.acquire(ctx, o.file, o.offset)
+	if reason == wire.ReasonOK {
+		defer l.vm.release(f, o.file)
+		var over wire.Reason
+		if _, reason, over = l.sendFile(f, o, false); over != wire.ReasonOK || l.end.Phase() == lease.Gone {
+			return over
+		}
+	}
+	if reason != wire.ReasonOK { // the client lacks bytes that it has been promised
+		l.mu.Lock()
+		l.abort = true
+		l.mu.Unlock()
+	}
+	return reason
+}
+
+// sendFile sends the order's range, or what is left of it, or as much as there is time for before the connection is wanted back, if that may interrupt it.
+func (l *leaseConn) sendFile(f file, o *order, recallable bool) (sent int64, failure, over wire.Reason) {
+	offset, before := o.offset+o.sent, l.socket.written.Load()-o.sent
+	l.enterFile(recallable)
 	defer l.enterFile(false)
-	for sent < o.count {
-		if l.wanted() {
+	for sent = o.sent; sent < o.count; sent = o.sent {
+		if l.isAsked() {
+			if over := l.stepAside(); over != wire.ReasonOK || l.end.Phase() == lease.Gone {
+				return sent, wire.ReasonOK, over
+			}
+		}
+		if recallable && l.wanted() {
 			if over := l.cutShort(before); over != wire.ReasonOK || l.end.Phase() == lease.Gone {
 				return l.cut, wire.ReasonOK, over
 			}
@@ -111,7 +139,7 @@ func (l *leaseConn) sendFile(f file, o *order) (sent int64, failure, over wire.R
 				if over := l.overNow(); over != wire.ReasonOK {
 					return sent, wire.ReasonOK, over
 				}
-				continue // wanted back
+				continue // wanted back, or to step aside
 			case err != nil:
 				return sent, l.vm.fileReason(err), wire.ReasonOK
 			case n == 0:
@@ -121,11 +149,15 @@ func (l *leaseConn) sendFile(f file, o *order) (sent int64, failure, over wire.R
 		}
 		chunk = l.vm.daemon.cold.prepare(f, offset, chunk)
 		n, reason, err := l.sendChunk(f, &offset, chunk)
-		sent += n
+		if n > 0 {
+			l.wrote(piece{file: o.file, offset: offset - n, count: n})
+			o.sent, o.begun = o.sent+n, true
+		}
+		sent = o.sent
 		if reason != wire.ReasonOK {
 			return sent, reason, wire.ReasonOK
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && l.wanted() {
+		if errors.Is(err, os.ErrDeadlineExceeded) && (recallable && l.wanted() || l.isAsked()) {
 			continue
 		}
 		if over := l.writeEnd(err); over != wire.ReasonOK {
@@ -142,7 +174,7 @@ func (l *leaseConn) enterFile(in bool) {
 	if l.inFile = in; in {
 		l.doing = sends
 	}
-	if l.over == wire.ReasonOK && l.live {
+	if l.over == wire.ReasonOK && l.live && l.carry == stays {
 		l.socket.resumeWrite()
 	}
 }

@@ -18,9 +18,13 @@ const creditStep = window / 4
 //
 // Its steps return the reason for which the lease ends, and ReasonOK while it goes on.
 func (l *leaseConn) run() {
-	if !l.accept() {
-		return
+	if l.accept() {
+		l.carryOut()
 	}
+}
+
+// carryOut does one thing after the other until the lease is over.
+func (l *leaseConn) carryOut() {
 	end := wire.ReasonOK
 	for end == wire.ReasonOK && l.end.Phase() != lease.Gone {
 		if !l.returnsNext() {
@@ -44,7 +48,7 @@ func (l *leaseConn) listen() {
 func (l *leaseConn) returnsNext() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.inbox) > 0 && l.inbox[0].order != nil && l.inbox[0].order.giveBack
+	return len(l.todo) == 0 && len(l.inbox) > 0 && l.inbox[0].order != nil && l.inbox[0].order.giveBack
 }
 
 // accept takes the connection over, or refuses it.
@@ -83,10 +87,20 @@ func (l *leaseConn) accept() bool {
 
 // step does one thing.
 func (l *leaseConn) step(it item) wire.Reason {
+	if it.aside {
+		return l.stepAside()
+	}
 	switch it.kind {
 	case wire.TypeData:
-		return l.writeData(it.data, it.more)
+		l.current = &it
+		defer func() { l.current = nil }()
+		return l.writeData(&it)
 	case wire.TypeSend:
+		l.current = &it
+		defer func() { l.current = nil }()
+		if it.again {
+			return l.sendAgain(it.order)
+		}
 		return l.execute(it.order)
 	case wire.TypeEnd:
 		if err := l.socket.shutdown(); err != nil {
@@ -102,18 +116,18 @@ func (l *leaseConn) step(it item) wire.Reason {
 }
 
 // writeData sends the guest's own bytes and gives it credit for more.
-func (l *leaseConn) writeData(data []byte, more bool) wire.Reason {
-	flags := 0
-	if more {
-		flags = unix.MSG_MORE
-	}
+func (l *leaseConn) writeData(it *item) wire.Reason {
+	it.whole = max(it.whole, len(it.data))
 	if l.broken == wire.ReasonOK {
-		if end := l.write(data, flags); end != wire.ReasonOK {
+		if end := l.write(&it.data, it.more); end != wire.ReasonOK || l.end.Phase() == lease.Gone {
 			return end
 		}
-		l.vm.counters.relayed.Add(uint64(len(data)))
+		l.vm.counters.relayed.Add(uint64(it.whole))
 	}
-	l.eaten += len(data)
+	if it.again {
+		return wire.ReasonOK
+	}
+	l.eaten += it.whole
 	if !l.wanted() { // else the guest shall come to a stop
 		l.grant(creditStep)
 	}
@@ -132,30 +146,44 @@ func (l *leaseConn) grant(step int) {
 	l.eaten = 0
 }
 
-// write sends p to the client, waiting as long as the client takes to make room. flags are those of sendmsg(2).
-func (l *leaseConn) write(p []byte, flags int) wire.Reason {
-	if len(p) == 0 {
-		return wire.ReasonOK
+// write sends p to the client, waiting as long as the client takes to make room, and takes what it has sent off it. more tells that it is not to be pushed.
+// When it returns ReasonOK, all of it was sent, or the lease is Gone.
+func (l *leaseConn) write(p *[]byte, more bool) wire.Reason {
+	flags := unix.MSG_NOSIGNAL
+	if more {
+		flags |= unix.MSG_MORE
 	}
-	var failure error
-	err := l.socket.raw.Write(func(fd uintptr) bool {
-		for len(p) > 0 {
-			n, err := unix.SendmsgN(int(fd), p, nil, nil, flags|unix.MSG_NOSIGNAL)
-			switch err {
-			case nil:
-				p = p[n:]
-				l.socket.written.Add(int64(n))
-			case unix.EINTR:
-			case unix.EAGAIN:
-				return false
-			default:
-				failure = os.NewSyscallError("sendmsg", err)
-				return true
+	for len(*p) > 0 {
+		var failure error
+		err := l.socket.raw.Write(func(fd uintptr) bool {
+			for len(*p) > 0 {
+				n, err := unix.SendmsgN(int(fd), *p, nil, nil, flags)
+				switch err {
+				case nil:
+					l.socket.written.Add(int64(n))
+					l.wrote(piece{data: (*p)[:n], more: more || n < len(*p)})
+					*p = (*p)[n:]
+				case unix.EINTR:
+				case unix.EAGAIN:
+					return false
+				default:
+					failure = os.NewSyscallError("sendmsg", err)
+					return true
+				}
 			}
+			return true
+		})
+		if err = errors.Join(err, failure); errors.Is(err, os.ErrDeadlineExceeded) && l.isAsked() {
+			if end := l.stepAside(); end != wire.ReasonOK || l.end.Phase() == lease.Gone {
+				return end
+			}
+			continue
 		}
-		return true
-	})
-	return l.writeEnd(errors.Join(err, failure))
+		if end := l.writeEnd(err); end != wire.ReasonOK {
+			return end
+		}
+	}
+	return wire.ReasonOK
 }
 
 // writeEnd says what a failure to write means for the lease.

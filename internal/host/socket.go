@@ -39,8 +39,30 @@ type ends struct{ local, remote netip.AddrPort }
 
 // mayGo tells whether a segment may be sent on to the guest: not if the connection is here.
 func (k *kernel) mayGo(local, remote netip.AddrPort) bool {
-	_, owned := k.owned.Load(ends{local, remote})
+	s, owned := k.owned.Load(ends{local, remote})
+	if !owned {
+		return true
+	}
+	held := s.(*socket).held.Load()
+	if held == nil {
+		return false
+	}
+	<-*held
+	_, owned = k.owned.Load(ends{local, remote})
 	return !owned
+}
+
+// holdOn keeps what Seal holds from being sent on until settleHeld: nobody has the connection meanwhile.
+func (s *socket) holdOn() {
+	held := make(chan struct{})
+	s.held.Store(&held)
+}
+
+// settleHeld lets what is held be sent on, unless the connection is here again.
+func (s *socket) settleHeld() {
+	if held := s.held.Swap(nil); held != nil {
+		close(*held)
+	}
 }
 
 // socket is the host's socket of one connection as package lease moves it (lease.HostSocket). Its file belongs to the netpoller, so that
@@ -52,12 +74,20 @@ type socket struct {
 	raw    syscall.RawConn
 	ends   ends
 
-	keepAlive tcpstate.KeepAlive // as the guest had it, for Thaw
-	start     uint32             // send sequence number when it was restored
-	read      uint32             // sequence number of the next byte of the client's that nobody has read
-	written   atomic.Int64       // bytes that the kernel has taken for the client
-	halted    bool               // Halt was called, and Resume has to be
-	snapshot  tcpstate.State     // as the guest got it
+	keepAlive tcpstate.KeepAlive            // as the guest had it, for Thaw
+	start     uint32                        // send sequence number when it was restored
+	read      uint32                        // sequence number of the next byte of the client's that nobody has read
+	written   atomic.Int64                  // bytes that the kernel has taken for the client
+	halted    bool                          // Halt was called, and Resume has to be
+	snapshot  tcpstate.State                // as the guest got it
+	leaving   bool                          // Snapshot is for another host
+	from      *arrived                      // Restore is of what another host had; nil: of a HANDOVER
+	held      atomic.Pointer[chan struct{}] // not nil: what the client says is held until it is closed
+}
+
+// arrived is what a connection has beside its state that comes from another host.
+type arrived struct {
+	late []byte // the client has said this, and nobody has read it
 }
 
 // Restore implements lease.HostSocket. After an error there is no socket.
@@ -86,7 +116,11 @@ func (s *socket) Restore(as *tcpstate.State) error {
 	s.ends = ends{st.Local, st.Remote}
 	s.kernel.owned.Store(s.ends, s)
 	_ = s.kernel.start.Set(fd, &st) // without it, the connection is slower to begin with
-	if err := tcprepair.Restore(fd, &st); err != nil {
+	restore := func() error { return tcprepair.Restore(fd, &st) }
+	if s.from != nil {
+		restore = func() error { return tcprepair.RestoreHeld(fd, &st, s.from.late) }
+	}
+	if err := restore(); err != nil {
 		unix.Close(fd) // silent
 		s.kernel.owned.CompareAndDelete(s.ends, s)
 		return err
@@ -114,7 +148,7 @@ func (s *socket) control(f func(fd int) error) error {
 // Snapshot implements lease.HostSocket. The options in st are those of the guest's HANDOVER, which nobody has changed since.
 func (s *socket) Snapshot(st *tcpstate.State) error {
 	return s.control(func(fd int) error {
-		err := tcprepair.Snapshot(fd, st, s.read, s.end(), s.halted)
+		err := tcprepair.Snapshot(fd, st, s.read, s.end(), s.halted, s.leaving)
 		s.snapshot = *st
 		return err
 	})

@@ -20,6 +20,8 @@ func (d *Daemon) drain() {
 	d.draining.Store(true)
 	leases, guests := 0, 0
 	for _, v := range d.vms {
+		v.endArrival(nil)
+		v.giveUpCarriage()
 		guests += v.eachHandler(func(h *handler) { h.desk.drain(0) })
 		leases += v.eachLease((*leaseConn).callBack)
 	}

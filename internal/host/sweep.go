@@ -60,11 +60,15 @@ func (l *leaseConn) sweep(now time.Time, limits *config.Limits) {
 		return // closed meanwhile
 	}
 	acked := written - int64(unacked)
-	p.allDone = unacked == 0
+	if p.allDone = unacked == 0; p.allDone {
+		l.mu.Lock()
+		l.dropPieces() // an idle lease keeps nothing
+		l.mu.Unlock()
+	}
 	switch {
 	case p.allDone, acked != p.acked, p.since.IsZero():
 		p.acked, p.since = acked, now
-	case acked == 0 && now.Sub(p.since) > l.vm.blind.after():
+	case acked == 0 && !l.seen && now.Sub(p.since) > l.vm.blind.after():
 		l.blind(now)
 	case now.Sub(p.since) > limits.StallTimeout.Value():
 		p.since = now // if the handback is called off, it is tried again

@@ -42,6 +42,8 @@ type vm struct {
 	held      chan struct{} // not nil: the VM moves, and gets no session; closed when that is over
 	holdTimer *time.Timer
 	returns   *comebacks           // not nil: a Hold is under way
+	carriage  *carriage            // not nil: a Halt is in force
+	arrival   *arrival             // not nil: the VM comes with its sessions
 	files     map[wire.FileRef]int // how many SENDs and READs under way use each file
 	leases    map[*leaseConn]struct{}
 	handlers  map[*handler]struct{} // live sessions
@@ -99,16 +101,26 @@ func groupID(group string) (int, error) {
 
 // serve speaks with the guest over one connection of a channel until it fails or ctx is done. begins is the channel's limiter for the
 // beginnings of sessions.
-func (v *vm) serve(ctx context.Context, conn channel.Conn, begins *loglimit.Limiter) error {
+func (v *vm) serve(ctx context.Context, index int, conn channel.Conn, begins *loglimit.Limiter) error {
+	var arrived *coming // the next session, if another host has had it
 	hello := wire.Hello{Window: window, MaxLeases: uint32(v.maxLeases)}
 	opts := session.Options{
 		Silent:   v.daemon.cfg.Limits.SessionTimeout.Value(),
 		BusyPoll: v.daemon.cfg.BusyPoll.Value(),
 		Ended:    func(err error) { v.tellEnd(ctx, err) },
-		Offer:    v.mayOffer,
+		Offer: func(ctx context.Context) (*session.State, error) {
+			var err error
+			if arrived, err = v.mayOffer(ctx, index); arrived == nil {
+				return nil, err
+			}
+			return arrived.session.state(), nil
+		},
 	}
 	return session.Host(ctx, conn, hello, opts, func(s *session.Session) session.Handler {
-		h := newHandler(v, s)
+		h := newHandler(v, s, index)
+		if arrived != nil {
+			h.adopt(arrived)
+		}
 		// A guest can begin sessions as fast as it likes.
 		if skipped, ok := begins.Allow(); ok {
 			v.log.Info("session begins", "session", fmt.Sprintf("%08x", s.ID), "not_logged", skipped)

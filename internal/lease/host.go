@@ -84,7 +84,25 @@ func (h *Host) Taken() (late []byte, end bool, err error) {
 	return late, end, h.Socket.Release()
 }
 
-// Kept is the event of KEEP: the lease goes on, unless an error is returned.
+// Seal is the first half of Taken, for a connection that goes to another host instead: nothing of the client's is acknowledged any more, and it returns what has
+// been since Return. It is Returning until Left or Kept tells what became of it, after an error too, which may be that the client has reset it.
+func (h *Host) Seal() (late []byte, end bool, err error) {
+	if h.phase != Returning {
+		return nil, false, ErrPhase
+	}
+	return h.Socket.Seal()
+}
+
+// Left is the event that the other host has the connection. The caller closes the socket, which is silent.
+func (h *Host) Left() error {
+	if h.phase != Returning {
+		return ErrPhase
+	}
+	h.phase = Gone
+	return h.Socket.Release()
+}
+
+// Kept is the event of KEEP, or that no other host has taken the connection: the lease goes on, unless an error is returned.
 func (h *Host) Kept() error {
 	if h.phase != Returning {
 		return ErrPhase

@@ -47,7 +47,7 @@ func rightHostSocket(t testing.TB, h *Host, f *fake, quiet bool) {
 	case Leased:
 		ok = f.model == model{condition: live}
 	case Returning:
-		ok = f.model == model{condition: open}
+		ok = f.model == model{condition: open} || f.model == model{condition: held} // before and after Seal
 	case Gone:
 		// An Abort that failed has nothing that could follow it. A socket that cannot be released is held, so it is silent as well.
 		ok = quiet == (f.model.closeSends() == "nothing") || f.lastFailed("abort") || f.lastFailed("release")
@@ -84,6 +84,16 @@ func TestHostFailures(t *testing.T) {
 			}
 			return err
 		}},
+		{"sealed and left", Returning, func(h *Host, _ *fake) error {
+			if _, _, err := h.Seal(); err != nil {
+				return err
+			}
+			return h.Left()
+		}},
+		{"sealed and kept", Returning, func(h *Host, _ *fake) error {
+			_, _, err := h.Seal()
+			return errors.Join(err, h.Kept())
+		}},
 		{"kept", Returning, func(h *Host, _ *fake) error { return h.Kept() }},
 		{"kept, then returned again", Returning, func(h *Host, f *fake) error {
 			if err := h.Kept(); err != nil {
@@ -111,7 +121,7 @@ func TestHostFailures(t *testing.T) {
 					h, f := newHost(t, tt.phase, plan)
 					f.late = late
 					err := tt.act(h, f)
-					quiet := tt.name == "accept" || tt.name == "taken" && err == nil
+					quiet := tt.name == "accept" || tt.name == "taken" && err == nil || tt.name == "sealed and left"
 					rightHostSocket(t, h, f, quiet)
 					rightError(t, f, err)
 					return len(f.calls), f.summary(h.Phase(), err)
@@ -135,6 +145,8 @@ func TestHostOutOfTurn(t *testing.T) {
 		{"Accept", []Phase{Local}, func(h *Host, f *fake) error { return h.Accept(&tcpstate.State{}, f.reply) }},
 		{"Return", []Phase{Leased}, func(h *Host, f *fake) error { return h.Return(&tcpstate.State{}, nil, f.send) }},
 		{"Taken", []Phase{Returning}, func(h *Host, f *fake) error { _, _, err := h.Taken(); return err }},
+		{"Seal", []Phase{Returning}, func(h *Host, _ *fake) error { _, _, err := h.Seal(); return err }},
+		{"Left", []Phase{Returning}, func(h *Host, _ *fake) error { _, _, _ = h.Seal(); return h.Left() }},
 		{"Kept", []Phase{Returning}, func(h *Host, _ *fake) error { return h.Kept() }},
 		{"Finish", []Phase{Leased, Returning}, func(h *Host, _ *fake) error { return h.Finish(false) }},
 		{"Finish with abort", []Phase{Leased, Returning}, func(h *Host, _ *fake) error { return h.Finish(true) }},

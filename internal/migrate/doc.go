@@ -35,8 +35,11 @@ type Plan struct {
 	Start, Stop func(context.Context) error
 
 	PrecopyTimeout time.Duration // until the memory is across; default 5 minutes
-	HoldTimeout    time.Duration // for clients to acknowledge what they have been sent; default 2 s
-	AnswerTimeout  time.Duration // for the VM's server to find its new host; default 10 s
+	// Recall makes all leases go back to the guest for the move, although they could go along.
+	Recall bool
+
+	HoldTimeout   time.Duration // for clients to acknowledge what they have been sent; default 2 s
+	AnswerTimeout time.Duration // for the VM's server to find its new host; default 10 s
 
 	Progress func(Event) // told of each step and, during pre-copy, how far it is; may be nil
 }
@@ -49,9 +52,9 @@ const (
 	Check   Phase = "check"   // can the destination take it?
 	Start   Phase = "start"   // the destination's QEMU
 	Precopy Phase = "precopy" // memory crosses, leases go on
-	Hold    Phase = "hold"    // all leases are recalled, the guest serves by itself
+	Hold    Phase = "hold"    // all leases are halted, or recalled: then the guest serves by itself
 	Switch  Phase = "switch"  // addresses move, the VM is paused here and goes on there
-	Answer  Phase = "answer"  // its server finds the new host
+	Answer  Phase = "answer"  // its server finds the new host, or goes on with it
 	Done    Phase = "done"
 )
 
@@ -60,6 +63,7 @@ type Event struct {
 	Phase  Phase
 	Time   time.Time
 	Copied qemu.Migration // in phase Precopy
+	Taken  bool           // in phase Switch: all of the VM is at the destination, its leases too, and it has not run there
 }
 
 // Report of a move that has succeeded. Its JSON form is an interface: fields are added, never renamed.
@@ -69,9 +73,10 @@ type Report struct {
 	To         string              `json:"to"`
 	TotalMs    float64             `json:"total_ms"`    // from the first step to the guest's answer
 	PhasesMs   map[Phase]float64   `json:"phases_ms"`   // how long each took
-	Recalled   int                 `json:"recalled"`    // leases
+	Carried    int                 `json:"carried"`     // leases that went from host to host
+	Recalled   int                 `json:"recalled"`    // leases that went back to the guest
 	Closed     int                 `json:"closed"`      // clients that were reset, since they acknowledged nothing
-	HoldMs     float64             `json:"hold_ms"`     // until the last lease had come back
+	HoldMs     float64             `json:"hold_ms"`     // until the last lease was halted, or had come back
 	Returns    []Returned          `json:"returns"`     // the leases, in the order in which they came back
 	PausedMs   float64             `json:"paused_ms"`   // from the order to pause to the order to go on, answered
 	DowntimeMs float64             `json:"downtime_ms"` // as QEMU counts it: of PausedMs, the last part

@@ -35,6 +35,9 @@ type move struct {
 	held      bool
 	left      bool // the source has, or may have, given the addresses away
 	paused    bool
+	expected  bool // by the destination's daemon, with its leases
+	committed bool // the destination's daemon may have gone on with them
+	carry     bool // leases go along
 	// served tells that the VM's server had a session, so that it has to find the destination's daemon; disks, that the VM can write where both hosts read.
 	served bool
 	disks  []string
@@ -54,7 +57,12 @@ func Run(ctx context.Context, plan Plan) (*Report, error) {
 			break
 		}
 		err = m.rollBack(ctx, err)
-		if !errors.Is(err, errIdle) || try == maxTries {
+		if errors.Is(err, errCarry) { // then as ever
+			m.Recall = true
+		} else if !errors.Is(err, errIdle) {
+			return nil, err
+		}
+		if try == maxTries {
 			return nil, err
 		}
 	}
@@ -158,21 +166,44 @@ func (m *move) check(ctx context.Context) (err error) {
 	if m.disks, err = m.from.WritableDisks(ctx); err != nil {
 		return err
 	}
-	return m.admit(ctx)
+	if err := m.admit(ctx); err != nil {
+		return err
+	}
+	return m.chooseWay(ctx)
 }
 
 // admit asks the destination's daemon whether it takes the VM as it is now.
 func (m *move) admit(ctx context.Context) error {
-	description, sessions, err := m.source.describe(ctx)
+	description, here, err := m.source.describe(ctx)
 	if err != nil {
 		return err
 	}
-	m.served = sessions > 0
+	m.served = here.Sessions > 0
 	return m.destination.admit(ctx, description)
+}
+
+// chooseWay finds out whether leases can go along.
+func (m *move) chooseWay(ctx context.Context) error {
+	_, here, err := m.source.describe(ctx)
+	if err != nil {
+		return err
+	}
+	_, there, err := m.destination.describe(ctx)
+	if err != nil {
+		return err
+	}
+	m.carry = !m.Recall && here.Sessions > 0 && here.Carries > 0 && here.Carries == there.Carries
+	return nil
 }
 
 // start starts the destination's QEMU and tells both how the move is to go.
 func (m *move) start(ctx context.Context) (err error) {
+	if m.carry { // before QEMU connects to the channel: nobody must say HELLO on it
+		m.expected = true
+		if err := m.destination.expect(ctx, nil); err != nil {
+			return err
+		}
+	}
 	m.started = true
 	if err := m.Plan.Start(ctx); err != nil {
 		return fmt.Errorf("start the VM at %s: %w", m.To.Name, err)
@@ -244,10 +275,17 @@ var errIdle = errors.New("the guest was paused too early, as it wrote nothing; t
 // earlyPoll is how often hold looks whether the guest was paused too early.
 const earlyPoll = 20 * time.Millisecond
 
-// hold recalls all leases.
+// hold halts all leases, or recalls them.
 func (m *move) hold(ctx context.Context) error {
 	if err := m.admit(ctx); err != nil { // what is being sent now must be there, too
 		return err
+	}
+	if m.carry {
+		err := m.halt(ctx)
+		if !errors.Is(err, errNoCarry) {
+			return err
+		}
+		m.carry = false
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -266,49 +304,6 @@ func (m *move) hold(ctx context.Context) error {
 	}
 	return err
 }
-
-// switchOver moves the addresses and then the VM. Until its last step returns without an error, the VM has not run at the destination.
-func (m *move) switchOver(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, m.PrecopyTimeout)
-	defer cancel()
-	m.left = true
-	if err := m.destination.arrive(ctx, m.From); err != nil {
-		return err
-	}
-	if err := m.source.depart(ctx, m.To); err != nil {
-		return err
-	}
-	time.Sleep(settle)
-	began := time.Now()
-	m.paused = true
-	if err := m.from.Pause(ctx); err != nil {
-		return err
-	}
-	m.stream.Flood()
-	if _, err := m.from.AwaitMigration(ctx, func(now qemu.Migration) bool { return now.Status == qemu.MigrationPreSwitchover }); err != nil {
-		return err
-	}
-	if err := m.from.ContinueMigration(ctx); err != nil {
-		return err
-	}
-	last, err := m.from.AwaitMigration(ctx, func(now qemu.Migration) bool { return now.Status == qemu.MigrationCompleted })
-	if err != nil {
-		return err
-	}
-	m.migrating = false
-	if err := ctx.Err(); err != nil { // the last chance
-		return err
-	}
-	if err := m.to.Resume(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("%w: %w", errMayRun, err)
-	}
-	m.report.PausedMs, m.report.DowntimeMs = ms(time.Since(began)), ms(last.Downtime)
-	m.report.Bytes, m.report.Passes = last.TransferredBytes, last.Passes
-	return nil
-}
-
-// errMayRun marks an error after which the VM may have run at the destination.
-var errMayRun = errors.New("the order to go on was not answered")
 
 // commit waits for the guest and ends the source.
 func (m *move) commit(ctx context.Context) error {
@@ -337,14 +332,14 @@ func (m *move) answer(ctx context.Context) error {
 		return err
 	}
 	for looked := (time.Time{}); ; {
-		sessions := 0
+		var there described
 		if m.served {
 			var err error
-			if _, sessions, err = m.destination.describe(ctx); err != nil && ctx.Err() == nil {
+			if _, there, err = m.destination.describe(ctx); err != nil && ctx.Err() == nil {
 				return err
 			}
 		}
-		if answered := sessions > 0 || !m.served; answered || time.Since(looked) > runPoll {
+		if answered := there.Sessions > 0 || !m.served; answered || time.Since(looked) > runPoll {
 			looked = time.Now()
 			if _, running, err := m.to.RunState(ctx); err != nil {
 				return err

@@ -22,7 +22,7 @@ func (m *move) rollBack(ctx context.Context, cause error) error {
 	}
 	out := &Error{VM: m.VM, Phase: m.phase, Runs: AtSource}
 	out.Err = errors.Join(cause, m.undo(ctx))
-	m.started, m.migrating, m.held, m.left, m.paused = false, false, false, false, false
+	m.started, m.migrating, m.held, m.left, m.paused, m.expected, m.committed = false, false, false, false, false, false, false
 	return out
 }
 
@@ -39,7 +39,10 @@ func (m *move) undo(ctx context.Context) error {
 		errs = append(errs, m.goOn(ctx))
 	}
 	if m.held {
-		errs = append(errs, m.source.resume(ctx))
+		errs = append(errs, m.source.resume(ctx, m.committed))
+	}
+	if m.expected {
+		errs = append(errs, m.destination.resume(ctx, false))
 	}
 	if m.started {
 		errs = append(errs, m.stopDestination(ctx))
@@ -94,6 +97,9 @@ func (m *move) afterCommit(ctx context.Context, cause error) error {
 	defer cancel()
 	_, running, err := m.to.RunState(probe)
 	if err == nil && running {
+		if m.committed { // nobody goes on with what the source still has
+			out.Err = errors.Join(cause, m.source.resume(ctx, true))
+		}
 		out.Advice = fmt.Sprintf("it serves its clients by itself there, as far as it can without the host: look at the daemon of %s; the source at %s is paused, end it when all is well", m.To.Name, m.From.Name)
 		return out
 	}

@@ -67,6 +67,26 @@ func Take(addrs, peers []netip.Addr) error {
 	})
 }
 
+// Forward makes this host, which has the addresses and goes on to answer for them, send what comes for them to another one.
+func Forward(addrs, peers []netip.Addr) error {
+	return each(addrs, peers, func(addr, peer netip.Addr, link netlink.Link) error {
+		if err := netlink.RouteReplace(hostRoute(addr, peer, link)); err != nil {
+			return fmt.Errorf("route to %v via %v: %w", addr, peer, err)
+		}
+		return nil
+	})
+}
+
+// Accept makes this host, which does not have the addresses yet, send what comes for them to the VM, which is about to come.
+func Accept(addrs, peers []netip.Addr) error {
+	return each(addrs, peers, func(addr, peer netip.Addr, link netlink.Link) error {
+		if err := netlink.RouteDel(hostRoute(addr, peer, link)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove the route to %v via %v: %w", addr, peer, err)
+		}
+		return nil
+	})
+}
+
 // Leave makes this host one that has the addresses no more: what still comes for them goes to the other host.
 func Leave(addrs, peers []netip.Addr) error {
 	return each(addrs, peers, func(addr, peer netip.Addr, link netlink.Link) error {

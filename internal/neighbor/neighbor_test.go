@@ -241,3 +241,29 @@ func TestNoPeer(t *testing.T) {
 		return err
 	})
 }
+
+// TestForward: a host that goes on to answer for a VM's addresses sends what comes for them to the other one, which has to accept them first if it has had them before.
+func TestForward(t *testing.T) {
+	s := newSegment(t)
+	s.hosts[0].Must(t, func() error { return Take(vmAddrs, hostAddrs[1]) })
+	s.hosts[1].Must(t, func() error { return Leave(vmAddrs, hostAddrs[0]) }) // it has had them
+	for _, a := range vmAddrs {
+		if at := s.reaches(t, a); at != "0" {
+			t.Errorf("%v is on host %s", a, at)
+		}
+	}
+	s.hosts[1].Must(t, func() error { return Accept(vmAddrs, hostAddrs[0]) })
+	s.hosts[0].Must(t, func() error { return Forward(vmAddrs, hostAddrs[1]) })
+	for _, a := range vmAddrs {
+		if at := s.reaches(t, a); at != "1" {
+			t.Errorf("%v is on host %s", a, at)
+		}
+	}
+	s.hosts[0].Must(t, func() error { return Take(vmAddrs, hostAddrs[1]) }) // it stays, after all
+	s.hosts[1].Must(t, func() error { return Leave(vmAddrs, hostAddrs[0]) })
+	for _, a := range vmAddrs {
+		if at := s.reaches(t, a); at != "0" {
+			t.Errorf("%v is on host %s", a, at)
+		}
+	}
+}

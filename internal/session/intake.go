@@ -24,6 +24,7 @@ type intake struct {
 
 	mu     sync.Mutex // held by whoever reads, until the handler has had what was read
 	reader *wire.Reader
+	frozen bool // nothing is read
 	over   bool
 	last   outcome
 }
@@ -129,6 +130,9 @@ func (in *intake) waitBlocked() error {
 
 // ask reads what there is, or returns errNothing. in.mu is held.
 func (in *intake) ask(fd uintptr) error {
+	if in.frozen {
+		return errNothing
+	}
 	return in.reader.Fill(func(p []byte) (int, error) {
 		for {
 			n, err := unix.Read(int(fd), p)

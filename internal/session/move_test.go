@@ -15,12 +15,12 @@ func TestMove(t *testing.T) {
 		gate := make(chan struct{}, 1)
 		gate <- struct{}{}
 		host := start(t, a, func(ctx context.Context, c Conn, o Options, begin func(*Session) Handler) error {
-			o.Offer = func(ctx context.Context) error {
+			o.Offer = func(ctx context.Context) (*State, error) {
 				select {
 				case <-gate:
-					return nil
+					return nil, nil
 				case <-ctx.Done():
-					return ctx.Err()
+					return nil, ctx.Err()
 				}
 			}
 			return Host(ctx, c, testHello, o, begin)

@@ -74,6 +74,7 @@ type Session struct {
 	pending []byte    // frames that wait for the write under way
 	spare   []byte
 	writing bool
+	frozen  bool // nothing of pending is written
 	stuck   int  // ticks that the write under way has lasted
 	deaf    bool // a write has failed: the other side has closed the channel
 	err     error
@@ -95,14 +96,14 @@ func newSession(conn Conn, id uint32, hello wire.Hello, opening []byte) *Session
 // The caller may reuse frames when Write returns.
 func (s *Session) Write(frames []byte) error {
 	s.mu.Lock()
-	for s.err == nil && s.writing && len(s.pending) > maxPending {
+	for s.err == nil && s.writing && !s.frozen && len(s.pending) > maxPending {
 		s.drained.Wait()
 	}
 	if s.err != nil {
 		s.mu.Unlock()
 		return ErrEnded
 	}
-	if s.writing {
+	if s.writing || s.frozen {
 		s.pending = append(s.pending, frames...)
 		s.mu.Unlock()
 		return nil
@@ -125,10 +126,10 @@ func (s *Session) write(frames []byte) {
 		s.deaf = true
 		s.failLocked(fmt.Errorf("channel write: %w", err))
 	}
-	waiting := s.pending
-	s.pending, s.spare = s.spare[:0], waiting
-	s.writing = s.err == nil && len(waiting) > 0
+	s.writing = s.err == nil && !s.frozen && len(s.pending) > 0
 	if s.writing {
+		waiting := s.pending
+		s.pending, s.spare = s.spare[:0], waiting
 		go s.write(waiting)
 	}
 	s.drained.Broadcast()
@@ -148,6 +149,12 @@ func (s *Session) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.writing
+}
+
+func (s *Session) isFrozen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.frozen
 }
 
 // Close ends the session with err, as if the channel had failed. It returns at once.
@@ -197,6 +204,9 @@ func (s *Session) watch(silentLimit time.Duration, stop <-chan struct{}) {
 		quiet++
 		if s.spoke.Swap(false) {
 			quiet = 0
+		}
+		if s.isFrozen() {
+			silent, quiet = 0, 0
 		}
 		switch {
 		case silent >= limit:

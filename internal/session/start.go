@@ -18,8 +18,9 @@ type Options struct {
 	// BusyPoll is how long Poll asks; 0: not at all.
 	BusyPoll time.Duration
 	Ended    func(error) // told why each session ended, and each offer that could not be understood
-	// Offer, at the host, waits until a session may be offered; nil: always. An error of it, which ctx is the reason of, ends Host.
-	Offer func(ctx context.Context) error
+	// Offer, at the host, waits until a session may be offered; nil: always. An error of it, which ctx is the reason of, ends Host. A State that it returns is
+	// that of a session which another host had with this guest: it goes on here, and none is offered.
+	Offer func(ctx context.Context) (*State, error)
 }
 
 func (o Options) silent() time.Duration {
@@ -42,8 +43,12 @@ func Host(ctx context.Context, conn Conn, hello wire.Hello, opts Options, begin 
 	l := &link{conn: conn, reader: wire.NewHostReader(conn), opts: opts}
 	return l.serve(ctx, func() (*Session, error) {
 		if opts.Offer != nil {
-			if err := opts.Offer(ctx); err != nil {
+			st, err := opts.Offer(ctx)
+			if err != nil {
 				return nil, err
+			}
+			if st != nil {
+				return l.carryOn(st)
 			}
 		}
 		id := rand.Uint32() | 1 // 0 is no session
@@ -98,6 +103,17 @@ func Guest(ctx context.Context, conn Conn, opts Options, begin func(*Session) Ha
 			return newSession(conn, h.Session, hello, ready), nil
 		}
 	}, begin)
+}
+
+// carryOn makes the session of st.
+func (l *link) carryOn(st *State) (*Session, error) {
+	l.again, l.reader = false, wire.NewHostReader(l.conn)
+	if err := l.reader.Fill(func(p []byte) (int, error) { return copy(p, st.Input), nil }); err != nil {
+		return nil, err
+	}
+	s := newSession(l.conn, st.ID, st.Hello, st.Output)
+	s.opening = nil // it is not to be repeated
+	return s, nil
 }
 
 // link is one channel through all its sessions.

@@ -57,13 +57,18 @@ func Extract(fd int, st *tcpstate.State) error {
 // A halted socket may have more to send: st.SendSeq is the sequence number of the first byte that has not been on the wire, and the caller, who knows
 // what the bytes from there on are, has the new owner send them.
 //
+// With ended the peer may have closed its direction, which Seal tells.
+//
 // It refuses with ErrNotEstablished, ErrUnacked or ErrWindowShrunk.
-func Snapshot(fd int, st *tcpstate.State, read, written uint32, halted bool) error {
+func Snapshot(fd int, st *tcpstate.State, read, written uint32, halted, ended bool) error {
 	c := calls{fd: fd}
 	i := c.info()
 	st.SendSeq = written - i.notSentBytes
 	if halted {
 		i.notSentBytes = 0
+	}
+	if ended && ConnState(i.state) == CloseWait {
+		i.state = uint8(Established)
 	}
 	if err := c.enterRepair(&i); err != nil {
 		return &Error{Op: "snapshot", Left: LeftLive, Err: err}

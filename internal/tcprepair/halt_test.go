@@ -60,7 +60,7 @@ func (r *rig) haltOnce(t *testing.T, h *Halter) {
 
 	must(t, h.Halt(host.fd, host.end))
 	r.settle(t, host)
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, true))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, true, false))
 	sent := int(st.SendSeq - start)
 	control(t, r.guest, Park)
 	control(t, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, ka) })
@@ -125,7 +125,7 @@ func TestHaltUndone(t *testing.T) {
 		must(t, h.Halt(host.fd, host.end))
 		r.settle(t, host)
 		again := st
-		must(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true))
+		must(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true, false))
 		must(t, Thaw(host.fd, st.KeepAlive))
 		h.Resume(host.fd)
 		if h.attached != nil {
@@ -175,7 +175,7 @@ func TestSnapshotHaltedRefuses(t *testing.T) {
 	h := newHalter(t)
 	must(t, h.Halt(host.fd, host.end))
 	var again tcpstate.State
-	wantError(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true), ErrUnacked, LeftLive)
+	wantError(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true, false), ErrUnacked, LeftLive)
 	h.Resume(host.fd)
 
 	var none *Halter
@@ -198,7 +198,7 @@ func TestSnapshotHaltedHears(t *testing.T) {
 	stop := r.clientAcknowledges(t, &st)
 	for range 2000 {
 		again := st
-		must(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true))
+		must(t, Snapshot(host.fd, &again, st.RecvSeq, host.end, true, false))
 		unsent, err := UnsentBytes(host.fd)
 		must(t, err)
 		must(t, Thaw(host.fd, st.KeepAlive))

@@ -37,7 +37,7 @@ func (r *rig) holdOnce(t *testing.T, said []byte) (again uint32) {
 	t.Helper()
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false, false))
 	control(t, r.guest, Park)
 	control(t, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, st.KeepAlive) })
 	late, _, err := r.holder.Seal(host.fd, &st)

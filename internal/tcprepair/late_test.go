@@ -3,8 +3,10 @@ package tcprepair
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -56,7 +58,7 @@ func TestLateAcknowledged(t *testing.T) {
 	host := r.restoreOnHost(t, &st)
 	transfer(t, host, r.client, 5000)
 	drain(t, host.fd)
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false, false))
 	time.Sleep(100 * time.Millisecond) // the guest is slow
 	r.say(t, host.fd, []byte("request"), 0)
 	control(t, r.client, func(fd int) error { drain(t, fd); return nil })
@@ -151,7 +153,7 @@ func TestLateReset(t *testing.T) {
 	r := newRig(t, lanes()[0])
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false, false))
 	must(t, r.client.SetLinger(0))
 	must(t, r.client.Close())
 	eventually(t, "the host's socket has the RST", func() bool {
@@ -172,7 +174,7 @@ func TestSnapshotUndone(t *testing.T) {
 	st := r.extractGuest(t)
 	host := r.restoreOnHost(t, &st)
 	ka := st.KeepAlive
-	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false))
+	must(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false, false))
 	r.say(t, host.fd, []byte("meanwhile"), 0)
 	must(t, Thaw(host.fd, ka))
 	got := make([]byte, len("meanwhile"))
@@ -192,7 +194,7 @@ func TestSnapshotRefuses(t *testing.T) {
 	if _, err := host.Write([]byte("unacknowledged")); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false), ErrUnacked, LeftLive)
+	wantError(t, Snapshot(host.fd, &st, st.RecvSeq, host.end, false, false), ErrUnacked, LeftLive)
 }
 
 // TestLateUpload: a client that sends on and on, until the host's receive buffer is full, while its connection is given back. What it was told of the
@@ -360,5 +362,55 @@ func TestTakeInFails(t *testing.T) {
 	}
 	if _, _, err := r.holder.Seal(-1, &tcpstate.State{}); !errors.Is(err, unix.EBADF) {
 		t.Errorf("Seal says %v, want EBADF", err)
+	}
+}
+
+// TestRestoreHeld: a connection that goes from one host's socket to another one's. What the client has said to the first, and its FIN, come to the second one's reader, and nothing
+// is heard of the second one before Thaw.
+func TestRestoreHeld(t *testing.T) {
+	for _, closes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("closes: %v", closes), func(t *testing.T) {
+			r := newRig(t, lanes()[0])
+			r.net.CheckNoResets(t)
+			st := r.extractGuest(t)
+			ka := st.KeepAlive
+			first := r.restoreOnHost(t, &st)
+			if closes {
+				must(t, r.client.CloseWrite())
+				eventually(t, "the host's socket has the FIN", func() bool {
+					state, err := TCPState(first.fd)
+					return err == nil && state == CloseWait
+				})
+			}
+			must(t, Snapshot(first.fd, &st, st.RecvSeq, first.end, false, true))
+			if !closes {
+				r.say(t, first.fd, []byte("late"), 0)
+			}
+			late, fin, err := r.holder.Seal(first.fd, &st)
+			must(t, err)
+			if fin != closes {
+				t.Errorf("Seal told of FIN %v", fin)
+			}
+			said := make([]byte, late)
+			must(t, ReadLate(first.fd, said))
+			must(t, Park(first.fd)) // both are in one namespace here
+			must(t, first.Close())
+			if fin {
+				st.RecvSeq++
+			}
+			fd := r.transparent(t)
+			second := &leased{os.NewFile(uintptr(fd), "leased connection"), fd, st.SendSeq}
+			t.Cleanup(func() { second.Close() })
+			must(t, RestoreHeld(fd, &st, said))
+			must(t, Thaw(fd, ka))
+			got := make([]byte, late)
+			if _, err := io.ReadFull(second, got); err != nil || string(got) != "late"[:late] {
+				t.Errorf("read %q, %v", got, err)
+			}
+			transfer(t, second, r.client, 10_000)
+			if !closes {
+				transfer(t, r.client, second, 10_000)
+			}
+		})
 	}
 }

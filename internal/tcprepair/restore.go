@@ -36,7 +36,13 @@ func (f *Freezer) NewTransparent(family int) (fd int, err error) {
 // returns, with the options, keepalive and congestion control of st, or the system's congestion control if the kernel has no
 // such one (see CongestionControls for states from a guest). The caller owns fd, also after an error, when it is still in
 // repair mode: close it, which is silent, and do not use it again.
-func Restore(fd int, st *tcpstate.State) error {
+func Restore(fd int, st *tcpstate.State) error { return restore(fd, st, nil, true) }
+
+// RestoreHeld is Restore of a connection that is not to live yet: it stays frozen and in repair mode until Thaw, and its close is silent. said is what the peer
+// has sent from st.RecvSeq on, which the socket that had the connection before has acknowledged (Seal): it is in the receive queue, to be read. The caller owns fd.
+func RestoreHeld(fd int, st *tcpstate.State, said []byte) error { return restore(fd, st, said, false) }
+
+func restore(fd int, st *tcpstate.State, said []byte, live bool) error {
 	if err := st.Check(); err != nil {
 		return &Error{Op: "restore", Left: LeftRepair, Err: err}
 	}
@@ -53,8 +59,14 @@ func Restore(fd int, st *tcpstate.State) error {
 	c.bind(&local)
 	c.connect(&remote)
 	c.setConnected(st)
-	c.detach()
-	c.goLive()
+	if len(said) > 0 {
+		c.setTCP(unix.TCP_REPAIR_QUEUE, recvQueue)
+		c.send(said)
+	}
+	if live {
+		c.detach()
+		c.goLive()
+	}
 	if err := c.err(); err != nil {
 		return &Error{Op: "restore", Left: LeftRepair, Err: err}
 	}

@@ -199,7 +199,7 @@ func (r *rig) restoreOnHost(tb testing.TB, st *tcpstate.State) *leased {
 func (r *rig) handBack(tb testing.TB, host *leased, st tcpstate.State, read int, meanwhile func()) tcpstate.State {
 	tb.Helper()
 	drain(tb, host.fd)
-	must(tb, Snapshot(host.fd, &st, st.RecvSeq+uint32(read), host.end, false))
+	must(tb, Snapshot(host.fd, &st, st.RecvSeq+uint32(read), host.end, false, false))
 	control(tb, r.guest, Park)
 	control(tb, r.guest, func(fd int) error { return RestoreInPlace(fd, &st, st.KeepAlive) })
 	was := st.Window.Peer()

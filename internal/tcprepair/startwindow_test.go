@@ -42,7 +42,7 @@ func TestStartWindow(t *testing.T) {
 				set(fd)
 				must(t, Restore(fd, &st))
 				check("host", fd)
-				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq, false))
+				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq, false, false))
 				wantRead := c.wantThreshold
 				if wantRead == none {
 					wantRead = 0
@@ -111,7 +111,7 @@ func TestStartWindowDoesNotCreep(t *testing.T) {
 					t.Fatal(err)
 				}
 				drain(t, fd)
-				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq+uint32(len(say)), false))
+				must(t, Snapshot(fd, &st, st.RecvSeq, st.SendSeq+uint32(len(say)), false, false))
 				if st.Cwnd > began {
 					t.Errorf("the host's window grew from %d to %d segments", began, st.Cwnd)
 				}

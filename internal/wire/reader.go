@@ -68,6 +68,9 @@ func (r *Reader) Fill(read func(p []byte) (int, error)) error {
 	return err
 }
 
+// Rest returns a copy of what the stream has given and no method has returned.
+func (r *Reader) Rest() []byte { return bytes.Clone(r.buf[r.r:r.w]) }
+
 // Sync drops bytes until a frame begins that opens a session towards this reader and is valid as a whole, and returns this frame, like
 // Next. The bytes of an unfinished frame of a dead session are searched too. After an error of the stream, Sync may be called again.
 func (r *Reader) Sync() (Header, []byte, error) {
