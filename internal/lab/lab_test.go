@@ -95,10 +95,17 @@ func TestDownUnknown(t *testing.T) {
 // TestStopPid: a pid that means another program by now, or none, is left alone.
 func TestStopPid(t *testing.T) {
 	sleep := func(args ...string) (*exec.Cmd, <-chan struct{}) {
-		cmd := exec.Command("/bin/sh", append([]string{"-c", "trap 'exit 3' TERM; while :; do sleep 0.02; done"}, args...)...)
+		cmd := exec.Command("/bin/sh", append([]string{"-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done"}, args...)...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 16)); err != nil { // its trap is set
+			t.Error(err)
 		}
 		ended := make(chan struct{})
 		go func() {
@@ -128,7 +135,6 @@ func TestStopPid(t *testing.T) {
 	}
 	for _, args := range [][]string{{"x", "serve", "--listen"}, {"x", "host", "--config", dir + "/host.toml"}} {
 		cmd, ended := sleep(args...)
-		time.Sleep(50 * time.Millisecond) // let the shell set its trap
 		if err := stop(cmd, "/bin/sh"); err != nil {
 			t.Error(err)
 		}
