@@ -274,6 +274,14 @@ func TestBudget(t *testing.T) {
 			t.Errorf("%s was evicted: %+v", name, s)
 		}
 	}
+	r.eventually("no fill holds a file any more", func() bool { // it does so for a moment behind the last byte
+		users := 0
+		for i := 1; i < 12; i++ {
+			s, _ := r.File(fmt.Sprint("f", i))
+			users += s.Users
+		}
+		return users == 0
+	})
 	if got := r.Evict("f", true); got.InUse != 1 || got.Pinned != 1 || got.Files == 0 {
 		t.Errorf("%+v", got)
 	}
