@@ -439,3 +439,56 @@ func TestCarryOffload(t *testing.T) {
 	g.send(1, 0, wire.Keep{Reason: wire.ReasonKernel}) // the guest of this test has no way to the second host
 	c.clientEndsLease(g)
 }
+
+// TestCarryCloses: a client that acknowledges nothing does not keep the others from going along.
+func TestCarryCloses(t *testing.T) {
+	r, content := newRigWithMore(t)
+	g := r.guest(0)
+	silent, c := r.lease(g, 2), r.lease(g, 1)
+	g.send(2, 0, r.whole("small", ""))
+	silent.clientReads(r.big[:4096])
+	expect[wire.Sent](g, 2)
+	r.eventually("the client has acknowledged everything", func() bool {
+		outstanding := 0
+		r.daemon.vms[0].eachLease(func(l *leaseConn) {
+			if n, _ := l.socket.outstanding(); l.id == 2 {
+				outstanding = n
+			}
+		})
+		return outstanding == 0
+	})
+	thaw := silent.freezeClient()
+	defer thaw()
+	g.send(2, 0, wire.Data{Data: []byte("is not acknowledged")})
+	g.send(1, 0, r.whole("more", ""))
+	g.waitSends(r, 2)
+	h, err := r.daemon.Halt(t.Context(), "one", []netip.Addr{netip.MustParseAddr(testkit.Client4), netip.MustParseAddr(testkit.Client6)}, 200*time.Millisecond)
+	if err != nil || h.Closed != 1 || h.Leases != 1 {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if err := r.daemon.Resume("one", false); err != nil {
+		t.Fatal(err)
+	}
+	if m := g.awaits(2, wire.TypeClosed).(wire.Closed); m.Reason != wire.ReasonDraining {
+		t.Errorf("CLOSED %v", m.Reason)
+	}
+	c.clientReads(content)
+	g.awaits(1, wire.TypeSent)
+	c.clientEndsLease(g)
+}
+
+// TestCarryStops: a daemon that is told to stop while a VM is halted gives the connections back, as ever.
+func TestCarryStops(t *testing.T) {
+	r, content := newRigWithMore(t)
+	r.net.CheckNoResets(t)
+	g := r.guest(0)
+	c := r.lease(g, 1)
+	m := moving(t, r, g)
+	g.send(1, 0, r.whole("more", ""))
+	g.waitSends(r, 1)
+	m.halt()
+	m.must(r.daemon.Arrive("one", secondHost)) // the guest is reached from here
+	r.stop()
+	g.awaits(0, wire.TypeDrain)
+	g.finishes(1, c, content)
+}

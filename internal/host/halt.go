@@ -36,6 +36,8 @@ const (
 	haltPoll     = 100 * time.Microsecond
 )
 
+var errNotAside = errors.New("a connection can neither stop nor end")
+
 // ErrNoCarry is why leases cannot go along: they have to be recalled.
 var ErrNoCarry = errors.New("leases cannot go to another host")
 
@@ -47,8 +49,8 @@ func (d *Daemon) Halt(ctx context.Context, name string, peers []netip.Addr, time
 	if err != nil {
 		return out, err
 	}
-	if d.kernel.halter == nil || v.sessionCount() == 0 {
-		return out, fmt.Errorf("%w: no session, or this kernel cannot stop a transfer in the middle", ErrNoCarry)
+	if d.draining.Load() || d.kernel.halter == nil || v.sessionCount() == 0 {
+		return out, fmt.Errorf("%w: no session, or this daemon is stopping, or its kernel cannot stop a transfer in the middle", ErrNoCarry)
 	}
 	if err := v.beginCarriage(); err != nil {
 		return out, err
@@ -64,21 +66,16 @@ func (d *Daemon) Halt(ctx context.Context, name string, peers []netip.Addr, time
 		if ctx.Err() != nil {
 			return out, ctx.Err()
 		}
-		if time.Now().After(until) { // those that are aside, stay so
-			out.Closed = v.eachLease(func(l *leaseConn) {
-				if is, _ := l.isAside(); !is {
-					l.reset(wire.ReasonDraining)
-				}
-			})
-			if !v.awaitIdle(ctx, lingerLimit, v.notAside) {
-				return out, errNotIdle
+		if time.Now().After(until) {
+			if out.Closed = v.resetOthers(); v.notAside() > 0 {
+				return out, errNotAside
 			}
+			d.log.Warn("closed connections that could not go along with a VM", "vm", v.name, "leases", out.Closed)
 			break
 		}
 	}
 	var errs []error
 	out.Leases = v.leaseCount()
-	out.Closed -= min(out.Closed, out.Leases)
 	v.eachHandler(func(h *handler) { errs = append(errs, h.settle(), h.session.Freeze(talkLimit)) })
 	if err := errors.Join(errs...); err != nil {
 		if errors.Is(err, session.ErrNoCarry) {
@@ -87,7 +84,7 @@ func (d *Daemon) Halt(ctx context.Context, name string, peers []netip.Addr, time
 		return out, err
 	}
 	if v.notAside() > 0 { // one that had begun to come before all this
-		return out, errNotIdle
+		return out, errNotAside
 	}
 	if err := d.env.do(func() error { return neighbor.Forward(v.addressList(), peers) }); err != nil {
 		return out, err
@@ -122,6 +119,20 @@ func (v *vm) haltLeases(ctx context.Context, until time.Time) bool {
 		}
 		v.eachLease(func(l *leaseConn) { l.askAside(until) }) // those that could not, and those that came
 	}
+}
+
+// resetOthers ends the leases that have not stepped aside, waits until they are gone, and returns how many there were.
+func (v *vm) resetOthers() (n int) {
+	v.eachLease(func(l *leaseConn) {
+		if is, _ := l.isAside(); !is {
+			n++
+			l.reset(wire.ReasonDraining)
+		}
+	})
+	for until := time.Now().Add(lingerLimit); v.notAside() > 0 && time.Now().Before(until); {
+		time.Sleep(holdPoll)
+	}
+	return n
 }
 
 // notAside counts the leases that have not stepped aside.
@@ -218,8 +229,9 @@ func (d *Daemon) Export(name string) (*Carried, error) {
 	}
 	v.mu.Lock()
 	c := v.carriage
+	again := c != nil && c.exported
 	v.mu.Unlock()
-	if c == nil {
+	if c == nil || again {
 		return nil, errNotHalted
 	}
 	out := &Carried{Version: carryVersion, Sessions: []CarriedSession{}}
@@ -237,7 +249,7 @@ func (d *Daemon) Export(name string) (*Carried, error) {
 	return out, nil
 }
 
-var errNotHalted = errors.New("the VM was not halted, or not in time")
+var errNotHalted = errors.New("the VM was not halted, or not in time, or was exported before")
 
 // export tells all of a session.
 func (h *handler) export() (out CarriedSession, err error) {
