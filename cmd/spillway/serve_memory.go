@@ -24,7 +24,7 @@ func returnMemory(ctx context.Context, served func() uint64) {
 	tick := time.NewTicker(memoryTick)
 	defer tick.Stop()
 	var idle idleness
-	before := allocated()
+	var before uint64 // what had been allocated the last time: at first also what the start has left behind
 	for {
 		select {
 		case <-ctx.Done():
