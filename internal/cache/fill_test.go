@@ -207,8 +207,10 @@ func TestOriginFails(t *testing.T) {
 	r := newRig(t)
 	want := content(1, 3<<20)
 	r.web.put("f", want, "1")
-	ref := r.ref("f")
-	f := r.acquire(ref)
+	f, err := r.Acquire(t.Context(), r.ref("f"), int64(len(want))) // no fill begins before the origin fails
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer f.Release()
 	r.web.setFault(func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "", 500); return true })
 	if _, err := f.Await(t.Context(), 0); !errors.Is(err, wire.ReasonKernel) {
