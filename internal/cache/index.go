@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Names in the cache's directory.
@@ -40,7 +42,7 @@ type index struct {
 
 // loadIndex reads the log in dir, if there is one.
 func loadIndex(dir string, each func(*record)) (size int64, damaged bool, err error) {
-	f, err := os.Open(filepath.Join(dir, indexName))
+	f, err := os.OpenFile(filepath.Join(dir, indexName), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false, nil
 	}
@@ -67,7 +69,7 @@ func loadIndex(dir string, each func(*record)) (size int64, damaged bool, err er
 
 // openIndex opens the log for appending. fresh asks for a rewrite at once.
 func openIndex(dir string, size int64, fresh bool, log *slog.Logger, snapshot func(add func(*record))) (*index, error) {
-	f, err := os.OpenFile(filepath.Join(dir, indexName), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, indexName), os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +147,8 @@ func (x *index) tell(what string, err error) {
 // read a record twice does nothing.
 func (x *index) renew() error {
 	name := filepath.Join(x.dir, newIndex)
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_TRUNC, 0o600)
+	_ = os.Remove(name) // left behind by a crash, or planted; if it stays, the next line fails
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

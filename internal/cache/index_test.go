@@ -1,7 +1,9 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"spillway/internal/origin"
 )
@@ -151,5 +154,67 @@ func BenchmarkRestart(b *testing.B) {
 			b.Fatal(n)
 		}
 		r.Close()
+	}
+}
+
+// TestPlantedIndex: a link in place of the index keeps the cache from opening, and one in place of the index that is being rewritten is replaced; what is behind it stays.
+func TestPlantedIndex(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	untouched := func(name string) {
+		if got, err := os.ReadFile(secret); err != nil || string(got) != "secret" {
+			t.Errorf("%s: the file behind it has become %q, %v", name, got, err)
+		}
+	}
+	for _, name := range []string{lockName, indexName} {
+		r := newRig(t)
+		writeSecret(t, secret)
+		r.Close()
+		replaceByLink(t, secret, filepath.Join(r.opts.Dir, name))
+		if c, err := Open("vod", testSource(t, r.web.URL), r.opts); !errors.Is(err, unix.ELOOP) {
+			t.Errorf("%s: a link was followed: %v, cache %v", name, err, c)
+			if err == nil {
+				c.Close()
+			}
+		}
+		untouched(name)
+	}
+
+	r := newRig(t)
+	writeSecret(t, secret)
+	r.web.put("f", []byte("abc"), "1")
+	r.get("f", []byte("abc"))
+	r.Close()
+	log := filepath.Join(r.opts.Dir, indexName)
+	if err := os.WriteFile(log, []byte("damaged, so that it is rewritten at once"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	planted := filepath.Join(r.opts.Dir, newIndex)
+	replaceByLink(t, secret, planted)
+	r.open()
+	r.eventually("the index is rewritten", func() bool {
+		_, err := os.Lstat(planted)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	r.get("f", []byte("abc"))
+	r.Close()
+	if info, err := os.Lstat(log); err != nil || !info.Mode().IsRegular() {
+		t.Errorf("the index: %v, %v", info, err)
+	}
+	untouched(newIndex)
+}
+
+func writeSecret(t *testing.T, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replaceByLink puts a symbolic link to target at path.
+func replaceByLink(t *testing.T, target, path string) {
+	t.Helper()
+	_ = os.Remove(path) // maybe there is none
+	if err := os.Symlink(target, path); err != nil {
+		t.Fatal(err)
 	}
 }
