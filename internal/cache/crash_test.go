@@ -288,13 +288,13 @@ func TestDiskFull(t *testing.T) {
 	// Somebody else takes the rest, after the fill has looked and has begun.
 	want := content(99, 1<<20)
 	r.web.put("late", want, "late")
-	r.web.setFault(nil)
 	filler := filepath.Join(dir, "filler")
-	f := r.acquire(r.ref("late"))
-	defer f.Release()
-	r.opts.KeepFree = 0
+	r.settled()
 	r.Cache.opts.KeepFree = 0
 	open := gate(r, want, 0, 1000)
+	defer open()
+	f := r.acquire(r.ref("late"))
+	defer f.Release()
 	if _, err := f.Await(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -304,9 +304,13 @@ func TestDiskFull(t *testing.T) {
 	if err := os.WriteFile(filler, make([]byte, 12<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
+	before := r.Stats().Evictions
 	open()
 	if got, err := r.read(f, 0, 1<<20); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if r.Stats().Evictions == before {
+		t.Error("nothing was evicted: the fill has not met the full disk")
 	}
 	r.web.setFault(nil)
 	// Nothing may go any more.
